@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
-    HTTPError,  # type: ignore[attr-defined]  # its transport's base class, whichever transport it uses
+    HTTPError,  # its transport's base class, whichever transport it uses
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
