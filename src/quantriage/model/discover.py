@@ -5,6 +5,9 @@ multiply, in which order, which of them read the same tensor, and what comes aft
 Names play no part. Blocks of equal parameter shapes are run once.
 """
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -57,8 +60,6 @@ def _watch(
 
 
 def _randomized(template: nn.Module, device: torch.device) -> nn.Module:
-    import copy
-
     generator = torch.Generator().manual_seed(1)
     block = copy.deepcopy(template)
     for module in block.modules():
@@ -116,13 +117,12 @@ def _site(
 
 def _with_fusion(sites: list[Site]) -> list[Site]:
     """Serving engines fuse matrices that read one input (q/k/v, gate/up), and all experts of a block."""
-    from dataclasses import replace
-
     def key(site: Site) -> tuple[str, int]:
         return ("experts", 0) if site.category == "expert" else ("input", site.input_group)
 
+    leaders: dict[tuple[str, int], str] = {}
     result = []
     for site in sites:
-        mates = tuple(other.name for other in sites if key(other) == key(site) and other is not site)
-        result.append(replace(site, fused_with=mates))
+        leader = leaders.setdefault(key(site), site.name)
+        result.append(site if leader == site.name else replace(site, fused_with=(leader,)))
     return result

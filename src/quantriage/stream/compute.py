@@ -1,0 +1,61 @@
+"""Where and in which dtype blocks run, chosen by a measurement.
+
+Products run in bfloat16 under autocast where the processor multiplies bfloat16 clearly faster than float32;
+norms, softmax and the residual stream stay in float32, and so do all statistics. A processor without
+bfloat16 units emulates them slowly, which is why this is measured and not assumed from a flag.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import torch
+
+FASTER_BY = 1.2  # bfloat16 costs precision; it has to earn it
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device and product dtype of a run, with the measurement that chose the dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Products in `dtype`, everything else in float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32` or `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def exact(device: str = "cpu") -> Compute:
+    """Float32 throughout: what evaluations that must be compared use."""
+    return Compute(torch.device(device), torch.float32, "float32 asked for")
+
+
+def choose_compute(device: str, width: int) -> Compute:
+    """Time a [1024, width] x [width, width] product in both dtypes and take the faster, if clearly so."""
+    where = torch.device(device)
+    seconds = {dtype: _time_product(where, dtype, width) for dtype in (torch.float32, torch.bfloat16)}
+    ratio = seconds[torch.float32] / seconds[torch.bfloat16]
+    dtype = torch.bfloat16 if ratio >= FASTER_BY else torch.float32
+    reason = f"bfloat16 products of width {width} ran {ratio:.1f} times as fast as float32"
+    return Compute(where, dtype, reason)
+
+
+def _time_product(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    left = torch.ones(1024, width, device=device, dtype=dtype)
+    right = torch.ones(width, width, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()  # waits for an asynchronous device
+        best = min(best, time.perf_counter() - start)
+    return best

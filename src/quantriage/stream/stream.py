@@ -1,0 +1,188 @@
+"""The only loops over a model's blocks: forward, with any of its weights replaced, and backward.
+
+Hidden states of all sequences stand at one block boundary; a block is loaded, every batch passes it, the
+block is dropped. Peak memory is one block, one batch's activations and the state budget. The backward pass
+keeps the states at every boundary (spilled under the budget) and recomputes one block at a time from them,
+so gradients need no more memory than a forward pass.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantriage.data.token_set import TokenSet
+from quantriage.model.capture import CaptureWeightCalls, WeightCall
+from quantriage.model.causal import BlockCall, CausalModel
+from quantriage.model.site import Site, write_site
+from quantriage.stream.compute import Compute
+from quantriage.stream.progress import Progress, silent
+from quantriage.stream.states import StateStore
+
+SiteWeights = Mapping[str, Callable[[], Tensor]]
+"""Site name -> function that gives the weight [out, in] to use instead of the checkpoint's."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """`batch`: sequences that pass a block together. `head_rows`: positions for which logits exist at once."""
+
+    batch: int = 8
+    head_rows: int = 1024
+
+
+class Stream:
+    """One token set travelling through one model. Methods leave the states where the next one expects them."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        sites: tuple[Site, ...],
+        tokens: TokenSet,
+        compute: Compute,
+        states: StateStore,
+        settings: StreamSettings = StreamSettings(),  # noqa: B008 - frozen
+        progress: Progress = silent,
+    ) -> None:
+        self.model, self.tokens, self.compute, self.states = model, tokens, compute, states
+        self.settings, self.progress = settings, progress
+        self._sites = sites
+        self._calls: dict[int, tuple[BlockCall, ...]] = {}
+        count = tokens.tokens.shape[0]
+        self.batches = tuple(range(0, count, settings.batch))
+
+    def rows(self, start: int) -> Tensor:
+        """Tokens [b, t] of the batch that begins at sequence `start`."""
+        return self.tokens.tokens[start : start + self.settings.batch]
+
+    # -- forward -------------------------------------------------------------------------------------------
+
+    def embed(self) -> None:
+        """Put the states of boundary 0 in the store."""
+        with self.model.embedding():
+            for start in self.batches:
+                hidden, calls = self.model.start(self.rows(start))
+                self._calls.setdefault(hidden.shape[0], calls)
+                self.states.put(f"0/{start}", hidden)
+
+    def call(self, block: int, batch_size: int) -> BlockCall:
+        """The arguments of block `block` for a batch of `batch_size` sequences."""
+        return self._calls[batch_size][block]
+
+    def load(self, index: int, weights: SiteWeights | None = None) -> nn.Module:
+        """Block `index`, with replacements where `weights` has them."""
+        block = self.model.load_block(index)
+        for site in self._sites:
+            if weights is not None and site.block == index and site.name in weights:
+                write_site(block, site, weights[site.name]())
+        return block
+
+    @torch.no_grad()
+    def run(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Hidden state [b, t, d] after block `index`, float32."""
+        with self.compute.autocast():
+            out = self.model.run_block(block, hidden, self.call(index, hidden.shape[0]))
+        return out.float()
+
+    def advance(self, index: int, block: nn.Module, keep: bool = False) -> None:
+        """Move every batch from boundary `index` to `index + 1`; `keep` the states behind."""
+        for start in self.batches:
+            self.states.put(f"{index + 1}/{start}", self.run(index, block, self.hidden(index, start)))
+            if not keep:
+                self.states.drop(f"{index}/{start}")
+
+    def hidden(self, boundary: int, start: int) -> Tensor:
+        """State of one batch at one boundary, on the compute device."""
+        return self.states.get(f"{boundary}/{start}").to(self.compute.device)
+
+    def forward(self, weights: SiteWeights | None = None, keep: bool = False, stage: str = "forward") -> None:
+        """From tokens to the last boundary, through replaced weights where given."""
+        self.embed()
+        for index in range(self.model.block_count):
+            self.advance(index, self.load(index, weights), keep)
+            self.progress(stage, index + 1, self.model.block_count)
+
+    def final_states(self) -> Iterator[tuple[int, Tensor]]:
+        """(first sequence, hidden [b, t, d]) of each batch after the last block."""
+        for start in self.batches:
+            yield start, self.hidden(self.model.block_count, start)
+
+    @torch.no_grad()
+    def watch(self, index: int, block: nn.Module, on_call: Callable[[int, WeightCall], None]) -> None:
+        """Run every batch through a block and report its weight products; states stay where they are."""
+        for start in self.batches:
+            mode = CaptureWeightCalls(block, lambda call, start=start: on_call(start, call))
+            with mode:
+                self.run(index, block, self.hidden(index, start))
+
+    # -- backward ------------------------------------------------------------------------------------------
+
+    def head_gradients(self, generator: torch.Generator) -> None:
+        """Gradient at the last boundary of -log p(label), labels sampled from the model itself.
+
+        Sampling from the model gives the true Fisher; the text's own tokens would give the empirical one,
+        which over-weighs surprising text. Stored under `g/<start>`; sums over positions, not means.
+        """
+        with self.model.head():
+            for start, hidden in self.final_states():
+                flat = hidden.reshape(-1, hidden.shape[-1])
+                parts = [self._sampled_gradient(h, generator) for h in flat.split(self.settings.head_rows)]
+                self.states.put(f"g/{start}", torch.cat(parts).view_as(hidden))
+
+    def _sampled_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        hidden = hidden.detach().requires_grad_(True)
+        with self.compute.autocast():
+            logits = self.model.logits(hidden)
+        with torch.no_grad():
+            probabilities = torch.softmax(logits.float(), dim=-1)
+            labels = _sample(probabilities, generator)
+            # The gradient of -log p(label) with respect to the logits is p - onehot(label).
+            probabilities[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+        (gradient,) = torch.autograd.grad(logits, hidden, probabilities.to(logits.dtype))
+        return gradient
+
+    def backward(
+        self, on_block: Callable[[int, nn.Module, "BlockGradients"], None], stage: str = "backward"
+    ) -> None:
+        """From the last block to the first: give `on_block` each block with a way to run it with gradients."""
+        for index in reversed(range(self.model.block_count)):
+            block = self.load(index)
+            on_block(index, block, BlockGradients(self, index, block))
+            self.progress(stage, self.model.block_count - index, self.model.block_count)
+
+
+@dataclass(frozen=True)
+class BlockGradients:
+    """Recomputes one block batch by batch and carries the gradient to the boundary before it."""
+
+    stream: Stream
+    index: int
+    block: nn.Module
+
+    def run(self, on_gradient: Callable[[int, WeightCall, Tensor], None]) -> None:
+        """For every batch and product: (first sequence, call, gradient at the product's output)."""
+        stream = self.stream
+        for start in stream.batches:
+            calls: list[WeightCall] = []
+            hidden = stream.hidden(self.index, start).float().requires_grad_(True)
+            with stream.compute.autocast(), CaptureWeightCalls(self.block, calls.append):
+                out = stream.model.run_block(
+                    self.block, hidden, stream.call(self.index, hidden.shape[0])
+                )
+            above = stream.states.get(f"g/{start}").to(out.device)
+            outputs = [call.output for call in calls]
+            gradients = torch.autograd.grad(out, [hidden, *outputs], above.to(out.dtype))
+            stream.states.put(f"g/{start}", gradients[0])
+            stream.states.drop(f"{self.index + 1}/{start}")
+            with torch.no_grad():
+                for call, gradient in zip(calls, gradients[1:], strict=True):
+                    on_gradient(start, call, gradient)
+
+
+def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw per row by inverting the cumulative distribution; the uniforms come from a CPU generator."""
+    draws = torch.rand(probabilities.shape[0], 1, generator=generator).to(probabilities.device)
+    cumulative = probabilities.cumsum(dim=-1)
+    picked = torch.searchsorted(cumulative, draws * cumulative[:, -1:])
+    return picked.squeeze(1).clamp_(max=probabilities.shape[1] - 1)
