@@ -1,0 +1,63 @@
+"""A run's own store of quantized candidates: several schemes of every site, so that mixes can be tried.
+
+One safetensors file per block, written whole by temporary name and renamed, codes packed to their true width.
+Quantizing again for every mix was rejected: the Hessian passes cost minutes, reading a candidate costs
+milliseconds, and what was measured is then byte for byte what ships.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from quantriage.numerics.packing import pack, unpack
+from quantriage.numerics.quantized import QuantizedTensor
+from quantriage.numerics.schemes import Scheme
+from quantriage.records.atomic import write_bytes
+from quantriage.records.digest import bytes_digest
+
+
+class CandidateBank:
+    """Candidates under (site name, scheme) in a folder. Reading loads one candidate; writing, one block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, block: int) -> Path:
+        """The file of one block."""
+        return self._folder / f"block-{block:05d}.safetensors"
+
+    def write(self, block: int, candidates: Mapping[tuple[str, Scheme], QuantizedTensor]) -> str:
+        """Store all candidates of one block; returns the file's sha256."""
+        tensors: dict[str, Tensor] = {}
+        shapes: dict[str, str] = {}
+        for (site, scheme), quantized in candidates.items():
+            key = f"{site}|{scheme}"
+            shapes[key] = json.dumps([*quantized.shape, scheme.scale_dtype])
+            tensors[f"{key}|codes"] = pack(quantized.codes, scheme.grid.bits)
+            tensors[f"{key}|scale"] = quantized.scale.contiguous()
+            if quantized.zero_point is not None:
+                tensors[f"{key}|zero_point"] = quantized.zero_point.contiguous()
+        data = save(tensors, metadata=shapes)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path(block), data)
+        return bytes_digest(data)
+
+    def read(self, block: int, site: str, scheme: Scheme) -> QuantizedTensor:
+        """One candidate; KeyError if it was never written."""
+        key = f"{site}|{scheme}"
+        with safe_open(self.path(block), framework="pt") as file:
+            shapes = file.metadata()
+            if key not in shapes:
+                raise KeyError(key)
+            rows, columns, scale_dtype = json.loads(shapes[key])
+            if scale_dtype != scheme.scale_dtype:
+                raise KeyError(f"{key} with {scheme.scale_dtype} scales; stored with {scale_dtype}")
+            codes = unpack(file.get_tensor(f"{key}|codes"), scheme.grid.bits, (rows, columns))
+            zero_point = None
+            if not scheme.grid.symmetric:
+                zero_point = file.get_tensor(f"{key}|zero_point")
+            return QuantizedTensor(scheme, codes, file.get_tensor(f"{key}|scale"), zero_point)

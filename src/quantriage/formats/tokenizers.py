@@ -1,0 +1,63 @@
+"""The tokenizer of a checkpoint, and the files beside the weights that an export carries along.
+
+Files of a folder are copied byte for byte: saving a loaded tokenizer again rewrites them and has lost chat
+templates before. A GGUF has no such files, so there the converted tokenizer is saved.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TypeAlias
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from quantriage.errors import CheckpointError
+
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+
+_CARRIED_PATTERNS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+_REFUSED_SUFFIXES = (".py", ".pyc", ".bin", ".pkl", ".pt", ".pth")
+
+
+def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Tokenizer:
+    """The tokenizer in `folder`, or of a GGUF file in it. Raises CheckpointError."""
+    extra = {} if gguf_file is None else {"gguf_file": gguf_file}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, **extra
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        where = folder if gguf_file is None else folder / gguf_file
+        raise CheckpointError(f"{where}: no tokenizer that transformers can load ({reason})") from error
+    return tokenizer
+
+
+def carried_by_folder(folder: Path) -> dict[str, bytes]:
+    """Contents of the files to carry along, by name."""
+    paths = {path for pattern in _CARRIED_PATTERNS for path in folder.glob(pattern)}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(paths)
+        if path.is_file() and path.suffix not in _REFUSED_SUFFIXES
+    }
+
+
+def carried_by_tokenizer(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files that a tokenizer writes of itself, by name."""
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer.save_pretrained(name)
+        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir()) if path.is_file()}
