@@ -168,8 +168,8 @@ def test_options_that_contradict_are_refused():
 
 
 def test_fallback_rows_are_reported_and_better():
-    """Over four columns at 2 bits feedback has nowhere to go and often clips: some of many rows lose."""
-    weight, hessian = random_weight(15, 256, 4), correlated_hessian(16, 4)
+    """Eight inputs alike: the last ones take errors that nothing corrects, and some of many rows lose."""
+    weight, hessian = random_weight(15, 256, 8), torch.full((8, 8), 0.5).fill_diagonal_(1.0)
     statistics, scheme = SiteStatistics(hessian, 16), Scheme.parse("w2s-channel")
     greedy = GptqOptions(keep_nearest=False, scales="min-max")
     kept = GptqOptions(keep_nearest=True, scales="min-max")
