@@ -172,12 +172,13 @@ class BlockGradients:
                 )
             above = stream.states.get(f"g/{start}").to(out.device)
             outputs = [call.output for call in calls]
-            gradients = torch.autograd.grad(out, [hidden, *outputs], above.to(out.dtype))
+            gradients = torch.autograd.grad(out, [hidden, *outputs], above.to(out.dtype), allow_unused=True)
             stream.states.put(f"g/{start}", gradients[0])
             stream.states.drop(f"{self.index + 1}/{start}")
             with torch.no_grad():
                 for call, gradient in zip(calls, gradients[1:], strict=True):
-                    on_gradient(start, call, gradient)
+                    if gradient is not None:  # a product that the block's output does not read
+                        on_gradient(start, call, gradient)
 
 
 def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
