@@ -7,7 +7,7 @@ block is calling it with them. The alternative, re-using block 0's arguments, is
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -117,13 +117,26 @@ class CausalModel:
         """Block `index` without its weights (meta device)."""
         return self._templates[index]
 
-    def outer_tensors(self) -> tuple[str, ...]:
-        """Checkpoint tensors that belong to no block."""
+    def used_tensors(self) -> tuple[str, ...]:
+        """Every checkpoint tensor that some parameter reads, blocks in order after the outer part."""
         names: dict[str, None] = {}
-        for name, pieces in self._layout.items():
-            if not name.startswith(f"{self.block_path}."):
-                names.update(dict.fromkeys(piece.tensor for piece in pieces))
+        for pieces in self._layout.values():
+            names.update(dict.fromkeys(piece.tensor for piece in pieces))
         return tuple(names)
+
+    @property
+    def architecture(self) -> str:
+        """Class name for `architectures` in a config.json."""
+        return type(self._skeleton).__name__
+
+    def other_matrices(self, sites: Collection[str]) -> tuple[str, ...]:
+        """Module names of two-dimensional weights that are no site (head, embedding, routers)."""
+        found = []
+        for name in self.used_tensors():
+            module = name.removesuffix(".weight")
+            if module != name and module not in sites and len(self.checkpoint.weights.shape(name)) == 2:
+                found.append(module)
+        return tuple(found)
 
     def _path_of(self, module: nn.Module) -> str:
         return next(name for name, child in self._skeleton.named_modules() if child is module)

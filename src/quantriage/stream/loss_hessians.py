@@ -18,6 +18,19 @@ from quantriage.stream.site_products import InputKey, SiteProducts, input_key, o
 from quantriage.stream.stream import BlockGradients
 
 
+FLOOR = 0.5
+"""Share of the mean weight that every token keeps. One sampled label per token makes a noisy weight with a
+heavy tail; without a floor a few tokens decide the Hessian (ablation in docs/lab-log.md)."""
+
+
+def token_weights(squares: Tensor) -> Tensor:
+    """Weights [n] with mean 1 + FLOOR from summed squared gradients [n] of one batch."""
+    mean = squares.mean()
+    if not mean > 0:
+        return torch.ones_like(squares)
+    return squares / mean + FLOOR
+
+
 def loss_hessians(
     gradients: BlockGradients, sites: tuple[Site, ...], weighted: bool = True
 ) -> dict[InputKey, HessianSum]:
@@ -27,14 +40,14 @@ def loss_hessians(
     """
     products = SiteProducts(sites)
     sums: dict[InputKey, HessianSum] = {}
-    pending: dict[InputKey, tuple[Tensor, Tensor, int]] = {}  # inputs, squared gradients, outputs
+    pending: dict[InputKey, tuple[Tensor, Tensor]] = {}  # inputs [n, in], squared gradients [n]
     batch = -1
 
     def flush() -> None:
-        for key, (inputs, squares, outputs) in pending.items():
+        for key, (inputs, squares) in pending.items():
             if key not in sums:
                 sums[key] = HessianSum(inputs.shape[1], inputs.device)
-            sums[key].update(inputs, squares / outputs if weighted else None)
+            sums[key].update(inputs, token_weights(squares) if weighted else None)
         pending.clear()
 
     def on_gradient(start: int, call: WeightCall, gradient: Tensor) -> None:
@@ -46,10 +59,10 @@ def loss_hessians(
             key = input_key(site)
             own = output_rows(site, gradient).float().square().sum(dim=1)
             if key in pending:
-                inputs, squares, outputs = pending[key]
-                pending[key] = (inputs, squares + own, outputs + site.shape[0])
+                inputs, squares = pending[key]
+                pending[key] = (inputs, squares + own)
             else:
-                pending[key] = (call.input.reshape(-1, call.input.shape[-1]), own, site.shape[0])
+                pending[key] = (call.input.reshape(-1, call.input.shape[-1]), own)
 
     gradients.run(on_gradient)
     with torch.no_grad():

@@ -47,7 +47,7 @@ class Stream:
     ) -> None:
         self.model, self.tokens, self.compute, self.states = model, tokens, compute, states
         self.settings, self.progress = settings, progress
-        self._sites = sites
+        self.sites = sites
         self._calls: dict[int, tuple[BlockCall, ...]] = {}
         count = tokens.tokens.shape[0]
         self.batches = tuple(range(0, count, settings.batch))
@@ -73,7 +73,7 @@ class Stream:
     def load(self, index: int, weights: SiteWeights | None = None) -> nn.Module:
         """Block `index`, with replacements where `weights` has them."""
         block = self.model.load_block(index)
-        for site in self._sites:
+        for site in self.sites:
             if weights is not None and site.block == index and site.name in weights:
                 write_site(block, site, weights[site.name]())
         return block

@@ -1,0 +1,67 @@
+"""The true cost of quantizing one site: the KL with only that site replaced, from cached block boundaries.
+
+The rung that the cheaper ones are judged by. The reference's states at every boundary are computed once;
+a swap in block i runs blocks i .. last only, half the model on average. Always float32: a single site's KL
+can lie below the noise of bfloat16.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from quantriage.evaluate.token_scores import token_kl
+from quantriage.model.site import Site, read_site, write_site
+from quantriage.numerics.schemes import Scheme
+from quantriage.stream.stream import Stream
+
+Replacement = Callable[[Tensor], Tensor]
+"""Original weight [out, in] -> the weight to try."""
+
+
+def swap_kl(
+    stream: Stream,
+    sites: tuple[Site, ...],
+    replacements: Mapping[str, Mapping[Scheme, Replacement]],
+    stage: str = "swap",
+) -> dict[tuple[str, Scheme], float]:
+    """KL in nats per token for every site and scheme in `replacements`, on the stream's tokens.
+
+    Cost: len(replacements) * schemes * half a forward pass, and the head each time. Memory: two blocks and
+    the reference's log-probabilities of one batch.
+    """
+    stream.forward(keep=True, stage=f"{stage}: reference")
+    total = sum(len(schemes) for schemes in replacements.values())
+    found: dict[tuple[str, Scheme], float] = {}
+    with stream.model.head():
+        for site in sites:
+            for scheme, replace in replacements.get(site.name, {}).items():
+                found[site.name, scheme] = _one_swap(stream, site, replace)
+                stream.progress(stage, len(found), total)
+    stream.states.clear()
+    return found
+
+
+@torch.no_grad()
+def _one_swap(stream: Stream, site: Site, replace: Replacement) -> float:
+    block = stream.load(site.block)
+    write_site(block, site, replace(read_site(block, site).float().clone()))
+    for start in stream.batches:
+        stream.states.put(f"swap/{start}", stream.run(site.block, block, stream.hidden(site.block, start)))
+    for index in range(site.block + 1, stream.model.block_count):
+        block = stream.load(index)
+        for start in stream.batches:
+            hidden = stream.states.get(f"swap/{start}").to(stream.compute.device)
+            stream.states.put(f"swap/{start}", stream.run(index, block, hidden))
+    total, count = 0.0, 0
+    for start, reference in stream.final_states():
+        changed = stream.states.get(f"swap/{start}").to(stream.compute.device)
+        rows = stream.settings.head_rows
+        pairs = zip(
+            reference.flatten(0, 1).split(rows), changed.flatten(0, 1).split(rows), strict=True
+        )
+        for left, right in pairs:
+            kl = token_kl(stream.model.logits(left), stream.model.logits(right))
+            total, count = total + float(kl.double().sum()), count + len(kl)
+    return total / count
+

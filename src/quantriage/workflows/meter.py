@@ -1,0 +1,106 @@
+"""Measure any mix of banked candidates for real: one forward pass with the chosen weights in place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from quantriage.data.token_set import TokenSet
+from quantriage.diagnose.fisher import nearest
+from quantriage.evaluate.compare_states import compare_states
+from quantriage.evaluate.reference_states import cached_reference, final_states
+from quantriage.evaluate.token_scores import TokenScores
+from quantriage.formats.bank import CandidateBank
+from quantriage.model.causal import CausalModel
+from quantriage.model.site import ModelMap, Site
+from quantriage.numerics.schemes import Scheme
+from quantriage.stream.compute import Compute
+from quantriage.stream.progress import Progress, silent
+from quantriage.stream.states import StateStore
+from quantriage.stream.stream import SiteWeights
+
+Schemes = Mapping[str, Scheme | None]
+"""Site name -> scheme, None for a site left in full precision."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Scores candidates against one reference on one token set, in one compute dtype.
+
+    `cache` holds the reference's states on disk; `spill` takes hidden states beyond `state_bytes`.
+    """
+
+    model: CausalModel
+    map: ModelMap
+    tokens: TokenSet
+    compute: Compute
+    cache: Path
+    spill: Path
+    state_bytes: int
+    progress: Progress = silent
+    stage: str = "measure"
+    _reference: dict[str, Tensor] = field(default_factory=dict)
+
+    def reference(self) -> Tensor:
+        """The reference's final states [sequences, length, width], from the cache or computed."""
+        if "states" not in self._reference:
+            self._reference["states"] = cached_reference(
+                self.model, self.map.sites, self.tokens, self.compute, self._states(), self.cache, self.progress
+            )
+        return self._reference["states"]
+
+    def mix(self, bank: CandidateBank, schemes: Schemes) -> TokenScores:
+        """Scores of the banked candidates under `schemes`."""
+        sites = self.map.by_name()
+        chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+        return self.weights({n: partial(_banked, bank, sites[n], s) for n, s in chosen.items()})
+
+    def nearest(self, schemes: Schemes) -> TokenScores:
+        """Scores of plain rounding (RTN, min-max scales) under `schemes`: the baseline of baselines."""
+        sites = self.map.by_name()
+        chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+        get = self.model.checkpoint.weights.get
+        return self.weights({n: partial(_nearest, get, sites[n], s) for n, s in chosen.items()})
+
+    def weights(self, weights: SiteWeights) -> TokenScores:
+        """Scores of the reference with some weights replaced."""
+        reference = self.reference()
+        states = final_states(
+            self.model,
+            self.map.sites,
+            self.tokens,
+            self.compute,
+            self._states(),
+            weights,
+            self.progress,
+            self.stage,
+        )
+        return compare_states(self.model, reference, self.model, states, self.tokens, self.compute)
+
+    def model_scores(self, other: CausalModel, other_map: ModelMap) -> TokenScores:
+        """Scores of another checkpoint, read and run as saved."""
+        reference = self.reference()
+        states = final_states(
+            other,
+            other_map.sites,
+            self.tokens,
+            self.compute,
+            self._states(),
+            progress=self.progress,
+            stage=self.stage,
+        )
+        return compare_states(self.model, reference, other, states, self.tokens, self.compute)
+
+    def _states(self) -> StateStore:
+        return StateStore(self.spill, self.state_bytes)
+
+
+def _banked(bank: CandidateBank, site: Site, scheme: Scheme) -> Tensor:
+    return bank.read(site.block, site.name, scheme).dequantize()
+
+
+def _nearest(get: Callable[[str], Tensor], site: Site, scheme: Scheme) -> Tensor:
+    weight = get(f"{site.name}.weight").float()
+    return nearest((weight.T if site.transposed else weight).contiguous(), scheme).dequantize()

@@ -1,0 +1,64 @@
+"""A model opened for a command, with what every verb needs of it: map, tokenizer, compute, token sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from quantriage.data.token_set import Role, TokenSet
+from quantriage.data.windows import WindowSpec, build_tokens, check_vocabulary
+from quantriage.formats.checkpoint import Checkpoint, open_checkpoint
+from quantriage.formats.tokenizers import Tokenizer
+from quantriage.model.causal import CausalModel
+from quantriage.model.discover import discover
+from quantriage.model.site import ModelMap
+from quantriage.records.types import Hardware
+from quantriage.stream.compute import Compute, choose_compute
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """Checkpoint, streaming model, map of its sites, and the compute chosen for statistics."""
+
+    source: str
+    checkpoint: Checkpoint
+    model: CausalModel
+    map: ModelMap
+    compute: Compute
+
+    def tokens(self, paths: Sequence[Path], spec: WindowSpec, role: Role) -> TokenSet:
+        """Windows of text in this model's tokens; DataError if they do not fit the model."""
+        tokenizer: Tokenizer = self.checkpoint.tokenizer()
+        tokens = build_tokens(paths, tokenizer, spec, role)
+        check_vocabulary(tokenizer, self.model.vocab_size, [tokens])
+        return tokens
+
+    def hardware(self) -> Hardware:
+        """The machine and the dtype choice, for a lock."""
+        return Hardware(
+            cpu=_cpu_name(),
+            cores=psutil.cpu_count(logical=True) or 1,
+            memory_bytes=psutil.virtual_memory().total,
+            device=str(self.compute.device),
+            compute_dtype=self.compute.dtype_name,
+            dtype_reason=self.compute.reason,
+        )
+
+
+def open_model(source: str, device: str = "cpu") -> OpenedModel:
+    """Open a folder, file or hub id, and discover its sites by running it on noise."""
+    checkpoint = open_checkpoint(source)
+    model = CausalModel(checkpoint, device)
+    return OpenedModel(source, checkpoint, model, discover(model), choose_compute(device, model.hidden_size))
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    import platform
+
+    return platform.processor() or platform.machine()
