@@ -139,7 +139,8 @@ class CausalModel:
         return tuple(found)
 
     def _path_of(self, module: nn.Module) -> str:
-        return next(name for name, child in self._skeleton.named_modules() if child is module)
+        paths: Iterator[str] = (n for n, child in self._skeleton.named_modules() if child is module)
+        return next(paths)
 
     def _is_embedding(self, name: str) -> bool:
         return name.startswith(self._embedding_prefix + ".")

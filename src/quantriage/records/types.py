@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of all records: frozen, keyword-only, unknown fields refused."""
 
 
-class Interval(Record):
+class Interval(Record, frozen=True):
     """A point estimate with its 95% confidence interval (bootstrap over sequences)."""
 
     value: float
@@ -25,7 +25,7 @@ class Interval(Record):
     high: float
 
 
-class Finding(Record):
+class Finding(Record, frozen=True):
     """Something a person should know: a fallback taken, a resolved choice, a danger seen."""
 
     severity: Severity
@@ -34,7 +34,7 @@ class Finding(Record):
     site: str | None = None
 
 
-class SiteInfo(Record):
+class SiteInfo(Record, frozen=True):
     """One quantizable weight, as the report shows it."""
 
     name: str  # checkpoint module name, e.g. model.layers.3.mlp.down_proj
@@ -45,7 +45,7 @@ class SiteInfo(Record):
     fused_with: tuple[str, ...] = ()  # sites that must share a scheme
 
 
-class WeightError(Record):
+class WeightError(Record, frozen=True):
     """Error of a quantized weight against the original. `relative` is Frobenius over Frobenius."""
 
     frobenius: float
@@ -54,7 +54,7 @@ class WeightError(Record):
     mean_absolute: float
 
 
-class Sensitivity(Record):
+class Sensitivity(Record, frozen=True):
     """What quantizing one site with one scheme costs, by each rung of the ladder that was run."""
 
     site: str
@@ -65,7 +65,7 @@ class Sensitivity(Record):
     swap_kl: float | None = None  # KL measured with only this site quantized
 
 
-class RungCorrelation(Record):
+class RungCorrelation(Record, frozen=True):
     """Spearman rank correlation between two rungs at one scheme over all sites that have both."""
 
     scheme: str
@@ -75,7 +75,7 @@ class RungCorrelation(Record):
     sites: int
 
 
-class Diagnosis(Record):
+class Diagnosis(Record, frozen=True):
     """Seeds of a diagnosis for one site: its rank (1 = most sensitive), category and advice in words."""
 
     site: str
@@ -85,7 +85,7 @@ class Diagnosis(Record):
     recommendation: str
 
 
-class Assignment(Record):
+class Assignment(Record, frozen=True):
     """One line of a plan: this site is stored so, rounded by that method."""
 
     site: str
@@ -93,7 +93,7 @@ class Assignment(Record):
     method: str = "gptq"
 
 
-class Plan(Record):
+class Plan(Record, frozen=True):
     """An explicit assignment for every site, with what it was resolved from."""
 
     target: str
@@ -105,7 +105,7 @@ class Plan(Record):
     findings: tuple[Finding, ...] = ()
 
 
-class MixMeasurement(Record):
+class MixMeasurement(Record, frozen=True):
     """One assignment measured for real on held-out text during selection."""
 
     label: str
@@ -117,7 +117,7 @@ class MixMeasurement(Record):
     chosen: bool = False
 
 
-class SequenceScores(Record):
+class SequenceScores(Record, frozen=True):
     """Per-sequence means, so that any two evaluations on the same tokens can be compared in pairs."""
 
     kl: tuple[float, ...]
@@ -126,7 +126,7 @@ class SequenceScores(Record):
     agreement: tuple[float, ...]
 
 
-class TokenLoss(Record):
+class TokenLoss(Record, frozen=True):
     """One place in the text where the candidate departs from the reference."""
 
     sequence: int
@@ -138,7 +138,7 @@ class TokenLoss(Record):
     candidate_top: str
 
 
-class EvalResult(Record):
+class EvalResult(Record, frozen=True):
     """A candidate against the reference on identical tokens."""
 
     label: str
@@ -159,7 +159,7 @@ class EvalResult(Record):
     digest: str = ""  # of the candidate's bytes, if saved
 
 
-class NoiseFloor(Record):
+class NoiseFloor(Record, frozen=True):
     """KL of the reference against itself when only the compute dtype or batching changes."""
 
     dtype: str
@@ -167,7 +167,7 @@ class NoiseFloor(Record):
     flips: float
 
 
-class Comparison(Record):
+class Comparison(Record, frozen=True):
     """Paired difference in mean KL between two evaluations (first minus second), bootstrap over sequences."""
 
     first: str
@@ -175,7 +175,7 @@ class Comparison(Record):
     difference: Interval
 
 
-class Proof(Record):
+class Proof(Record, frozen=True):
     """The evaluations that a verdict rests on, all on the same held-out tokens."""
 
     reference_perplexity: Interval
@@ -185,7 +185,7 @@ class Proof(Record):
     tokens_digest: str
 
 
-class QuantizedSite(Record):
+class QuantizedSite(Record, frozen=True):
     """What the method did to one site."""
 
     site: str
@@ -200,7 +200,7 @@ class QuantizedSite(Record):
     findings: tuple[Finding, ...] = ()
 
 
-class DataIdentity(Record):
+class DataIdentity(Record, frozen=True):
     """Which tokens were used."""
 
     role: Literal["calibration", "selection", "evaluation"]
@@ -210,7 +210,7 @@ class DataIdentity(Record):
     digest: str
 
 
-class Hardware(Record):
+class Hardware(Record, frozen=True):
     """The machine of a run."""
 
     cpu: str
@@ -221,7 +221,7 @@ class Hardware(Record):
     dtype_reason: str  # the measurement that chose it
 
 
-class Lock(Record):
+class Lock(Record, frozen=True):
     """Everything needed to run it again: versions, hashes of model, data and code, seed, hardware."""
 
     created: str  # ISO 8601, UTC
@@ -237,7 +237,7 @@ class Lock(Record):
     output_files: dict[str, str] = {}  # file name -> sha256 of the checkpoint that was shipped
 
 
-class Stage(Record):
+class Stage(Record, frozen=True):
     """How long one stage of a run took and what it needed."""
 
     name: str
@@ -246,7 +246,7 @@ class Stage(Record):
     peak_memory_bytes: int
 
 
-class Verdict(Record):
+class Verdict(Record, frozen=True):
     """One sentence and the figures in it."""
 
     sentence: str
@@ -260,7 +260,7 @@ class Verdict(Record):
     bits_per_weight: float
 
 
-class RunSummary(Record):
+class RunSummary(Record, frozen=True):
     """The head of a run folder: what was asked and what became of it."""
 
     title: str

@@ -8,6 +8,7 @@ so gradients need no more memory than a forward pass.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -112,8 +113,7 @@ class Stream:
     def watch(self, index: int, block: nn.Module, on_call: Callable[[int, WeightCall], None]) -> None:
         """Run every batch through a block and report its weight products; states stay where they are."""
         for start in self.batches:
-            mode = CaptureWeightCalls(block, lambda call, start=start: on_call(start, call))
-            with mode:
+            with CaptureWeightCalls(block, partial(on_call, start)):
                 self.run(index, block, self.hidden(index, start))
 
     # -- backward ------------------------------------------------------------------------------------------

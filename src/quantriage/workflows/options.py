@@ -1,0 +1,123 @@
+"""What each verb takes: one frozen dataclass for each, from which the command line derives its flags.
+
+No torch here, so that `--help` stays fast. `help` in a field's metadata is the flag's help text.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantriage.errors import UsageError
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _required(text: str) -> Any:
+    return field(metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Which tokens calibrate, and where work is kept. Shared by every verb that runs the backward pass."""
+
+    calibration: tuple[Path, ...] = _required("text files (.txt, .md, .jsonl) to calibrate on")
+    sequences: int = _option(128, "calibration windows")
+    length: int = _option(512, "tokens in each calibration window")
+    seed: int = _option(0, "seed of windows and sampled labels")
+    device: str = _option("cpu", "torch device to compute on")
+    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "length"):
+            if getattr(self, name) < 2:
+                raise UsageError(f"--{name} {getattr(self, name)}: expected 2 or more")
+        if not self.state_gb >= 0:
+            raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
+
+    @property
+    def state_bytes(self) -> int:
+        """The state budget in bytes."""
+        return int(self.state_gb * 1e9)
+
+
+@dataclass(frozen=True)
+class RecoverOptions(CalibrationOptions):
+    """`recover`: find what 4-bit quantization hurts, spend a bit budget there, prove and ship it."""
+
+    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
+    evaluate: tuple[Path, ...] = _required("text files to prove the result on; must not overlap calibration")
+    out: Path = _required("folder for the checkpoint; must not exist or be empty")
+    bpw: float = _option(4.5, "budget: stored bits per weight over the quantized layers")
+    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers")
+    run: Path | None = _option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
+    evaluation_sequences: int = _option(16, "evaluation windows")
+    evaluation_length: int = _option(1024, "tokens in each evaluation window")
+    selection_sequences: int = _option(16, "windows of calibration text held out to choose between mixes")
+    sensitivity_sequences: int = _option(16, "windows (of at most 256 tokens) for the Fisher scores")
+    mixes: int = _option(4, "mixes to measure before refining")
+    swaps: int = _option(6, "refinement steps on measured KL")
+    exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
+    replace: bool = _option(False, "replace OUT if it exists")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where records go."""
+        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
+
+
+@dataclass(frozen=True)
+class SensitivityOptions(CalibrationOptions):
+    """`sensitivity`: score every layer and scheme; writes records and a report to the run folder."""
+
+    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
+    run: Path = _required("folder for the records and the report")
+    target: str = _option("vllm", "whose menu of schemes to score: vllm, vllm-cpu, transformers")
+    schemes: tuple[str, ...] = _option((), "score these schemes instead, such as w4a-g64 w3a-g64")
+    draws: int = _option(1, "times labels are sampled; more draws, less noise")
+    exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """`plan`: show a run's plan, or make one from its sensitivity records under a budget."""
+
+    run: Path = _required("run folder that holds sensitivity records")
+    bpw: float | None = _option(None, "budget: stored bits per weight; without it the saved plan is shown")
+    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers")
+    scheme: str | None = _option(None, "one scheme for every site instead of a budget, such as w4a-g64")
+    out: Path | None = _option(None, "write the YAML here to edit it (default: the run's plan.yaml)")
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(CalibrationOptions):
+    """`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
+
+    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
+    out: Path = _required("folder for the checkpoint; must not exist or be empty")
+    plan: Path | None = _option(None, "plan YAML; or give --scheme")
+    scheme: str | None = _option(None, "one scheme for every site, such as w4a-g64")
+    method: str = _option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
+    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers")
+    run: Path | None = _option(None, "folder for records and lock (default: OUT.run); resumes")
+    replace: bool = _option(False, "replace OUT if it exists")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where records go."""
+        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """`evaluate`: perplexity, KL, top-1 agreement and flips of a candidate on identical tokens."""
+
+    reference: str = _required("full-precision model")
+    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = _required("text files to evaluate on")
+    sequences: int = _option(16, "evaluation windows")
+    length: int = _option(1024, "tokens in each window")
+    run: Path | None = _option(None, "write the proof record and a report here")
+    device: str = _option("cpu", "torch device to compute on")
+    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
