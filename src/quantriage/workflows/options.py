@@ -18,7 +18,7 @@ def _required(text: str) -> Any:
     return field(metadata={"help": text})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """Which tokens calibrate, and where work is kept. Shared by every verb that runs the backward pass."""
 
@@ -42,7 +42,7 @@ class CalibrationOptions:
         return int(self.state_gb * 1e9)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecoverOptions(CalibrationOptions):
     """`recover`: find what 4-bit quantization hurts, spend a bit budget there, prove and ship it."""
 
@@ -67,7 +67,7 @@ class RecoverOptions(CalibrationOptions):
         return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SensitivityOptions(CalibrationOptions):
     """`sensitivity`: score every layer and scheme; writes records and a report to the run folder."""
 
@@ -79,7 +79,7 @@ class SensitivityOptions(CalibrationOptions):
     exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """`plan`: show a run's plan, or make one from its sensitivity records under a budget."""
 
@@ -90,7 +90,7 @@ class PlanOptions:
     out: Path | None = _option(None, "write the YAML here to edit it (default: the run's plan.yaml)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(CalibrationOptions):
     """`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
 
@@ -109,7 +109,7 @@ class QuantizeOptions(CalibrationOptions):
         return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """`evaluate`: perplexity, KL, top-1 agreement and flips of a candidate on identical tokens."""
 
