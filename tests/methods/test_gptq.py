@@ -12,7 +12,9 @@ from quantriage.methods.protocol import SiteStatistics
 from quantriage.methods.rtn import Rtn
 from quantriage.numerics.choose_qparams import choose_qparams
 from quantriage.numerics.min_max import MinMax
+from quantriage.numerics.mse import Mse
 from quantriage.numerics.schemes import IntGrid, PerChannel, PerGroup, PerTensor, Scheme
+from quantriage.numerics.weight_error import weight_error
 from quantriage.numerics.weighted_mse import WeightedMse
 
 GRIDS = [IntGrid(bits, symmetric) for bits, symmetric in itertools.product(range(2, 9), (True, False))]
@@ -32,7 +34,7 @@ def order_of(hessian: torch.Tensor, act_order: bool) -> list[int]:
 def test_codes_equal_the_textbooks(grid, granularity, act_order):
     scheme = Scheme(grid, granularity)
     weight, hessian = random_weight(1, 12, 48), correlated_hessian(2, 48)
-    options = GptqOptions(act_order=act_order, keep_nearest=False)
+    options = GptqOptions(act_order=act_order, scales="diagonal", keep_nearest=False, refine_sweeps=0)
     found = Gptq(options).quantize(weight, SiteStatistics(hessian, 192), [scheme])[0].quantized
     qparams = choose_qparams(weight, scheme, WeightedMse(hessian.diagonal()))
     assert torch.equal(found.scale, qparams.scale)
@@ -98,7 +100,9 @@ def test_rank_deficient_hessian_with_dead_columns():
     dead = [3, 17]
     hessian[dead], hessian[:, dead] = 0.0, 0.0
     scheme = Scheme.parse("w4a-g16")
-    result = Gptq(GptqOptions(keep_nearest=False)).quantize(weight, SiteStatistics(hessian, 5), [scheme])[0]
+    result = Gptq(GptqOptions(keep_nearest=False, refine_sweeps=0)).quantize(
+        weight, SiteStatistics(hessian, 5), [scheme]
+    )[0]
     assert "dead-columns" in [finding.code for finding in result.findings]
     value = result.quantized.dequantize()
     scale = result.quantized.scale.float()
@@ -108,11 +112,13 @@ def test_rank_deficient_hessian_with_dead_columns():
         assert bool(((steps <= 0.5 + 1e-4) | at_the_end).all())
 
 
-def test_no_calibration_at_all_is_nearest_rounding():
-    weight = random_weight(11, 6, 32)
-    result = Gptq().quantize(weight, SiteStatistics(torch.zeros(32, 32), 0), [Scheme.parse("w4a-g16")])[0]
-    nearest = Rtn().quantize(weight, SiteStatistics(torch.zeros(32, 32), 0), [Scheme.parse("w4a-g16")])[0]
-    assert torch.equal(result.quantized.dequantize(), nearest.quantized.dequantize())
+def test_no_calibration_at_all_minimises_the_weight_error():
+    weight, statistics = random_weight(11, 6, 32), SiteStatistics(torch.zeros(32, 32), 0)
+    scheme = Scheme.parse("w4a-g16")
+    result = Gptq().quantize(weight, statistics, [scheme])[0]
+    nearest = Rtn(Mse()).quantize(weight, statistics, [scheme])[0]
+    ours, theirs = (weight_error(weight, found.quantized).frobenius for found in (result, nearest))
+    assert ours <= theirs * (1 + 1e-6)
     assert result.objective == 0.0
 
 
@@ -163,6 +169,10 @@ def test_bad_hessians_are_refused():
 def test_options_that_contradict_are_refused():
     with pytest.raises(UsageError, match="natural order"):
         GptqOptions(act_order=True, scales="compensated")
+    with pytest.raises(UsageError, match="no sweeps"):
+        GptqOptions(act_order=False, scales="compensated")
+    with pytest.raises(UsageError, match="refine_sweeps -1"):
+        GptqOptions(refine_sweeps=-1)
     with pytest.raises(UsageError, match="damping 0"):
         GptqOptions(damping=0)
 
@@ -171,8 +181,8 @@ def test_fallback_rows_are_reported_and_better():
     """Eight inputs alike: the last ones take errors that nothing corrects, and some of many rows lose."""
     weight, hessian = random_weight(15, 256, 8), torch.full((8, 8), 0.5).fill_diagonal_(1.0)
     statistics, scheme = SiteStatistics(hessian, 16), Scheme.parse("w2s-channel")
-    greedy = GptqOptions(keep_nearest=False, scales="min-max")
-    kept = GptqOptions(keep_nearest=True, scales="min-max")
+    greedy = GptqOptions(keep_nearest=False, refine_sweeps=0, scales="min-max")
+    kept = GptqOptions(keep_nearest=True, refine_sweeps=0, scales="min-max")
     without = Gptq(greedy).quantize(weight, statistics, [scheme])[0]
     result = Gptq(kept).quantize(weight, statistics, [scheme])[0]
     assert result.objective < without.objective
@@ -195,7 +205,7 @@ def test_wide_stack_in_several_blocks_of_rows_equals_row_by_row():
     """Rows are cut into blocks to bound memory; 200 rows of 24 schemes need more than one."""
     weight, hessian = random_weight(19, 200, 1024), torch.diag(torch.linspace(0.1, 2.0, 1024))
     schemes = [Scheme.parse(name) for name in ("w4a-g64", "w3a-g128", "w8s-channel")] * 8
-    together = Gptq(GptqOptions(scales="min-max", keep_nearest=False)).quantize(
+    together = Gptq(GptqOptions(scales="min-max", keep_nearest=False, refine_sweeps=0)).quantize(
         weight, SiteStatistics(hessian, 1), schemes
     )
     for scheme, result in zip(schemes, together, strict=True):

@@ -29,11 +29,15 @@ class HessianFactor:
     order: [in], the natural column at each position. damping: as a part of the mean diagonal.
     feedback: [in, in]; its strict upper triangle at (j, i), i visited before j, is R_ij above. The lower
     triangle holds left-overs and must not be read.
+    pivots: [in], natural order, D of each column: what its rounding residual counts for once the columns
+    still free have taken up what they can. damping_added: the damping in the Hessian's own unit.
     """
 
     order: Tensor
     feedback: Tensor
+    pivots: Tensor
     damping: float
+    damping_added: float
     raised: int
 
 
@@ -47,13 +51,16 @@ def factorize(hessian: Tensor, order: Tensor, damping: float) -> HessianFactor:
     for raised in range(_RAISES):
         used = damping * 10.0**raised
         matrix = _permuted(hessian, order)
-        matrix.diagonal().add_(used * mean if mean > 0 else 1.0)
+        added = used * mean if mean > 0 else 1.0
+        matrix.diagonal().add_(added)
         # Row-major and symmetric: LAPACK's column-major lower factor is the upper one here, in place.
         factor, status = lapack.spotrf(matrix.numpy().T, lower=1, clean=0, overwrite_a=1)
         if status == 0:
             upper = torch.from_numpy(factor.T)
-            upper.div_(upper.diagonal().clone().unsqueeze(1))
-            return HessianFactor(order=order, feedback=upper, damping=used, raised=raised)
+            roots = upper.diagonal().clone()
+            upper.div_(roots.unsqueeze(1))
+            pivots = torch.empty_like(roots).index_copy_(0, order, roots.square())
+            return HessianFactor(order, upper, pivots, used, added, raised)
     raise DataError(
         f"Hessian is not positive definite even with {used:g} times its mean diagonal added: expected a "
         f"sum of outer products; the statistics are damaged, gather them again"

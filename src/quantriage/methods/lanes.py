@@ -39,6 +39,15 @@ class LaneGrid:
         )
         return LaneGrid(self.width, scale, inverse, low, high)
 
+    def scheme(self, index: int, schemes: int, width: int) -> "LaneGrid":
+        """The lanes of one of `schemes` equal runs, with one table row for each of its own groups."""
+        repeat, groups = width // self.width, self.scale.shape[0]
+        tables = (self.scale, self.inverse, self.low, self.high)
+        scale, inverse, low, high = (
+            table.view(groups, schemes, -1)[::repeat, index].contiguous() for table in tables
+        )
+        return LaneGrid(width, scale, inverse, low, high)
+
     def unsigned(self, centred: Tensor) -> Tensor:
         """Centred codes [in, lanes] as stored: counted from zero, uint8."""
         grouped = centred.view(-1, self.width, centred.shape[1])

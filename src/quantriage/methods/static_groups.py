@@ -1,0 +1,83 @@
+"""GPTQ with scales fixed beforehand: all rows of all sites under all schemes, block of rows by block.
+
+Fixed scales are what lets columns be visited in any order and still be stored in the natural one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantriage.methods.error_feedback import feed_back_errors
+from quantriage.methods.hessian_factor import HessianFactor
+from quantriage.methods.lanes import lane_grid
+from quantriage.methods.refinement import refine
+from quantriage.numerics.qparams import SCALE_DTYPES, QParams
+from quantriage.numerics.quantized import QuantizedTensor
+from quantriage.numerics.schemes import PerTensor, Scheme
+
+_BLOCK = 1 << 22  # values of one block of lanes: 16 MB of float32
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Sweeps of `refine` after the feedback, with the Hessian [in, in] and its absolute damping."""
+
+    hessian: Tensor
+    damping: float
+    sweeps: int
+
+
+def round_with_fixed_scales(
+    weights: Sequence[Tensor],
+    factor: HessianFactor,
+    schemes: Sequence[Scheme],
+    qparams: Sequence[Sequence[QParams]],
+    refinement: Refinement,
+) -> list[list[QuantizedTensor]]:
+    """Quantized weights by scheme and site, for weights [out_k, in] and qparams[scheme][site].
+
+    Memory: the stacked weights twice, a byte per code and scheme, about eight blocks of `_BLOCK` floats.
+    """
+    columns, counts = weights[0].shape[1], [weight.shape[0] for weight in weights]
+    stacked = torch.cat([weight.T for weight in weights], 1)  # [in, rows]
+    grid = lane_grid(columns, schemes, qparams, counts)
+    codes = torch.empty(len(schemes), stacked.shape[1], columns, dtype=torch.uint8)
+    scales = [
+        stacked.new_empty(stacked.shape[1], columns // scheme.group_width(columns)) for scheme in schemes
+    ]
+    step = max(64, _BLOCK // (columns * len(schemes)))
+    for start in range(0, stacked.shape[1], step):
+        rows = slice(start, min(stacked.shape[1], start + step))
+        part = grid.rows(rows.start, rows.stop, len(schemes))
+        weight = stacked[:, rows].contiguous()
+        centred = feed_back_errors(weight.repeat(1, len(schemes)), factor, part)
+        for index, scheme in enumerate(schemes):
+            own = part.scheme(index, len(schemes), scheme.group_width(columns))
+            mine = centred.view(columns, len(schemes), -1)[:, index].contiguous()
+            # One scale that serves all rows cannot move for one of them.
+            rescale = None if isinstance(scheme.granularity, PerTensor) else scheme.scale_dtype
+            mine, scale = refine(
+                weight, mine, own, refinement.hessian, refinement.damping, refinement.sweeps, rescale
+            )
+            codes[index, rows], scales[index][rows] = own.unsigned(mine).T, scale.T
+    return [
+        _by_site(scheme, of_codes, of_scales, of_sites, counts)
+        for scheme, of_codes, of_scales, of_sites in zip(schemes, codes, scales, qparams, strict=True)
+    ]
+
+
+def _by_site(
+    scheme: Scheme, codes: Tensor, scale: Tensor, qparams: Sequence[QParams], counts: list[int]
+) -> list[QuantizedTensor]:
+    """Split codes [rows, in] and scale [rows, groups] of one scheme into its sites."""
+    quantized = []
+    parts = zip(torch.split(codes, counts), torch.split(scale, counts), qparams, strict=True)
+    for own_codes, own_scale, found in parts:
+        if isinstance(scheme.granularity, PerTensor):
+            stored = found.scale
+        else:
+            stored = own_scale.to(SCALE_DTYPES[scheme.scale_dtype]).contiguous()
+        quantized.append(QuantizedTensor(scheme, own_codes.contiguous(), stored, found.zero_point))
+    return quantized
