@@ -1,13 +1,12 @@
 """Factor a damped Hessian so that rounding errors can be fed to the columns not yet rounded.
 
 GPTQ is usually written with the Cholesky factor of the *inverse* Hessian. The same codes come from the
-factor of the Hessian itself (LDLQ in QuIP, arXiv:2307.13304, section 3; equal to GPTQ by its theorem 6):
-with H = R D R^T, R unit upper triangular in the order of visits, column j is rounded at
+factor of the Hessian itself (LDLQ in QuIP, arXiv:2307.13304, which shows that the two are equal): with H = R D R^T, R unit upper triangular in the order of visits, column j is rounded at
 
     target_j = w_j + sum over visited i of R_ij * (w_i - quantized_i).
 
-That needs one factorization and no inverse, takes a third of the time, and stays accurate in float32 where
-the inverse of an ill-conditioned Hessian does not.
+That needs one factorization, where the usual way factors, inverts and factors again, and it never forms the
+inverse of an ill-conditioned matrix in float32.
 """
 
 from dataclasses import dataclass
