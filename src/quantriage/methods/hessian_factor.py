@@ -1,7 +1,8 @@
 """Factor a damped Hessian so that rounding errors can be fed to the columns not yet rounded.
 
 GPTQ is usually written with the Cholesky factor of the *inverse* Hessian. The same codes come from the
-factor of the Hessian itself (LDLQ in QuIP, arXiv:2307.13304, which shows that the two are equal): with H = R D R^T, R unit upper triangular in the order of visits, column j is rounded at
+factor of the Hessian itself (LDLQ in QuIP, arXiv:2307.13304, which shows that the two are equal): with
+H = R D R^T, R unit upper triangular in the order of visits, column j is rounded at
 
     target_j = w_j + sum over visited i of R_ij * (w_i - quantized_i).
 

@@ -1,8 +1,9 @@
 """Scales with the least squared error when each input counts by its importance.
 
 With the Hessian's diagonal as importance this is the layer's output error under uncorrelated inputs;
-with the pivots of its factor, the error left after GPTQ's compensation. The search does not ask
-which of the two it was given. More steps were rejected: 96 take about 1% off the weighted error of 24 and four times as long.
+with the pivots of its factor, the error left after GPTQ's compensation. The search does not ask which of
+the two it was given. More steps were rejected: 96 take about 1% off the weighted error of 24, and four
+times as long.
 """
 
 from dataclasses import dataclass
