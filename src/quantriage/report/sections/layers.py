@@ -4,17 +4,17 @@ A heat map, because sensitivity has structure in both directions (first blocks, 
 ranked list hides. All experts of a block share a cell: the worst of them for losses, the mean for bits.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantriage.report.base_scheme import RELATIVE, BaseSensitivity, Rung, base_sensitivity
-from quantriage.report.chart import BITS_RAMP, LOSS_RAMP, Chart, Trace, View, axis, figure, round_ticks
+from quantriage.report.chart import Chart, View
+from quantriage.report.layer_map import Grid, Place, bits_map, lay_out, loss_map
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
-from quantriage.report.site_names import Cell, cells, short_columns
-from quantriage.report.wording import chart_text, median, number, percent, plural, tooltip
+from quantriage.report.site_names import Cell
+from quantriage.report.wording import median, number, percent, plural, tooltip
 
 FULL_PRECISION_BITS = 16.0
 
@@ -24,26 +24,11 @@ class LayersContent:
     """Nothing beside the chart."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The cells laid out: `at[block, column]`."""
-
-    blocks: tuple[int, ...]
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    at: dict[tuple[int, str], Cell]
-
-    @property
-    def sites(self) -> int:
-        """How many sites the map shows."""
-        return sum(len(cell.sites) for cell in self.at.values())
-
-
 def build(records: RunRecords) -> Section | None:
     """From the sites and whatever was found out about them; left out without either."""
     if not records.sites:
         return None
-    grid = _grid(records)
+    grid = lay_out(records.sites)
     base = base_sensitivity(records)
     tips = _tooltips(records, grid, base)
     views = [*_sensitivity_views(grid, base, tips), *_bits_views(records, grid, tips)]
@@ -59,19 +44,7 @@ def build(records: RunRecords) -> Section | None:
     )
 
 
-def _grid(records: RunRecords) -> Grid:
-    every = cells(records.sites)
-    columns = tuple(dict.fromkeys(cell.column for cell in every))
-    shorts = short_columns(columns)
-    return Grid(
-        blocks=tuple(sorted({cell.block for cell in every})),
-        columns=columns,
-        labels=tuple(shorts[column] for column in columns),
-        at={(cell.block, cell.column): cell for cell in every},
-    )
-
-
-def _sensitivity_views(grid: Grid, base: BaseSensitivity | None, tips: dict[Cell, str]) -> list[View]:
+def _sensitivity_views(grid: Grid, base: BaseSensitivity | None, tips: Mapping[Place, str]) -> list[View]:
     if base is None:
         return []
     views = []
@@ -80,7 +53,7 @@ def _sensitivity_views(grid: Grid, base: BaseSensitivity | None, tips: dict[Cell
             continue
         values = base.values(rung)
         label = "Swap KL" if rung.name == "swap_kl" else "Fisher"
-        drawn = _loss_map(grid, values, tips, f"KL at {base.scheme}")
+        drawn = loss_map(grid, values, tips, f"KL at {base.scheme}")
         views.append(View(label, concentration(grid, values, rung, base.scheme), drawn))
     return views
 
@@ -103,8 +76,8 @@ def concentration(grid: Grid, values: Mapping[str, float], rung: Rung, scheme: s
         kinds[column[name]] = kinds.get(column[name], 0) + 1
     kind, most = max(kinds.items(), key=lambda item: item[1])
     common = f"all are {kind}" if most == len(top) else f"{most} of them {kind}"
-    if len(top) == 1:
-        common = f"it is {top[0]}"
+    if most == 1:
+        common = f"it is {top[0]}" if len(top) == 1 else f"first is {top[0]}"
     verb = "carries" if len(top) == 1 else "carry"
     return (
         f"{plural(len(top), 'site')} of {len(ranked):,} {verb} {percent(carried / total)} of the "
@@ -112,29 +85,14 @@ def concentration(grid: Grid, values: Mapping[str, float], rung: Rung, scheme: s
     )
 
 
-def _bits_views(records: RunRecords, grid: Grid, tips: dict[Cell, str]) -> list[View]:
+def _bits_views(records: RunRecords, grid: Grid, tips: Mapping[Place, str]) -> list[View]:
     if records.plan is None or not records.plan.assignments:
         return []
     chosen = {a.site: code_bits(a.scheme) for a in records.plan.assignments}
     bits = {name: value for name, value in chosen.items() if value is not None}
     widths = sorted(set(bits.values()))
-    drawn = figure(
-        [
-            _heat(
-                grid,
-                _cell_values(grid, bits, _mean),
-                tips,
-                BITS_RAMP,
-                (2.0, 16.0),
-                "bits",
-                written=True,
-                root=True,
-            )
-        ],
-        _columns_axis(grid),
-        _blocks_axis(grid),
-        height=_height(grid),
-    )
+    if not bits:
+        return []
     counts = ", ".join(f"{sum(b == w for b in bits.values()):,} at {w:g}" for w in widths)
     if len(widths) == 1:
         counts = f"all {len(bits):,} at {widths[0]:g}"
@@ -143,7 +101,7 @@ def _bits_views(records: RunRecords, grid: Grid, tips: dict[Cell, str]) -> list[
     above = [name for name, value in bits.items() if value > widths[0]]
     if above and len(widths) > 1:
         caption += f", {percent(len(above) / len(bits))} of sites above the narrowest"
-    return [View("Chosen bits", caption + ".", drawn)]
+    return [View("Chosen bits", caption + ".", bits_map(grid, bits, tips))]
 
 
 def code_bits(scheme: str) -> float | None:
@@ -153,7 +111,7 @@ def code_bits(scheme: str) -> float | None:
 
 
 def _error_views(
-    records: RunRecords, grid: Grid, base: BaseSensitivity | None, tips: dict[Cell, str]
+    records: RunRecords, grid: Grid, base: BaseSensitivity | None, tips: Mapping[Place, str]
 ) -> list[View]:
     values = {q.site: q.error.relative for q in records.quantized}
     where = "as shipped"
@@ -166,10 +124,10 @@ def _error_views(
         f"Relative weight error {where}: median {number(median(values.values()))}, largest "
         f"{number(values[worst])} at {worst}."
     )
-    return [View("Weight error", caption, _loss_map(grid, values, tips, "relative error"))]
+    return [View("Weight error", caption, loss_map(grid, values, tips, "relative error"))]
 
 
-def _objective_views(records: RunRecords, grid: Grid, tips: dict[Cell, str]) -> list[View]:
+def _objective_views(records: RunRecords, grid: Grid, tips: Mapping[Place, str]) -> list[View]:
     values = {q.site: q.objective for q in records.quantized if q.objective > 0}
     if not values:
         return []
@@ -178,133 +136,12 @@ def _objective_views(records: RunRecords, grid: Grid, tips: dict[Cell, str]) -> 
         f"Weighted output error left after rounding: median {number(median(values.values()))} of the "
         f"output's power, largest {number(values[worst])} at {worst}."
     )
-    return [View("Output error", caption, _loss_map(grid, values, tips, "output error"))]
+    return [View("Output error", caption, loss_map(grid, values, tips, "output error"))]
 
 
-def _loss_map(
-    grid: Grid, values: Mapping[str, float], tips: dict[Cell, str], title: str
-) -> dict[str, object]:
-    """A map on a logarithmic scale, the worst site of each cell."""
-    positive = {name: value for name, value in values.items() if value > 0}
-    heights = {cell: math.log10(value) for cell, value in _cell_values(grid, positive, max).items()}
-    low, high = (min(heights.values()), max(heights.values())) if heights else (0.0, 1.0)
-    heat = _heat(grid, heights, tips, LOSS_RAMP, (low, max(high, low + 0.01)), title)
-    return figure([heat], _columns_axis(grid), _blocks_axis(grid), height=_height(grid))
-
-
-def _cell_values(
-    grid: Grid, values: Mapping[str, float], combine: Callable[[list[float]], float]
-) -> dict[Cell, float]:
-    found = {}
-    for cell in grid.at.values():
-        present = [values[site.name] for site in cell.sites if site.name in values]
-        if present:
-            found[cell] = combine(present)
-    return found
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _heat(
-    grid: Grid,
-    values: Mapping[Cell, float],
-    tips: Mapping[Cell, str],
-    ramp: list[list[object]],
-    limits: tuple[float, float],
-    title: str,
-    *,
-    written: bool = False,
-    root: bool = False,
-) -> Trace:
-    """The trace. With `root`, colours follow log2 of the value (bits); otherwise values are log10 already."""
-    rows = [[grid.at.get((block, column)) for column in grid.columns] for block in grid.blocks]
-    scale = math.log2 if root else float
-    bar: dict[str, object] = {
-        "orientation": "h",
-        "y": 1 + 40 / (len(grid.blocks) * _row_height(grid)),
-        "yanchor": "bottom",
-        "ypad": 0,
-        "thickness": 10,
-        "len": 0.7,
-        "x": 0,
-        "xanchor": "left",
-        "xpad": 0,
-        "outlinewidth": 0,
-        "title": {"text": chart_text(title), "side": "top", "font": {"size": 12}},
-        "tickfont": {"size": 12},
-    }
-    bar |= _bits_ticks() if root else _loss_ticks(*limits)
-    trace: Trace = {
-        "type": "heatmap",
-        "x": list(range(len(grid.columns))),
-        "y": list(range(len(grid.blocks))),
-        "z": [[scale(values[cell]) if cell and cell in values else None for cell in row] for row in rows],
-        "customdata": [[tips.get(cell, "") if cell else "" for cell in row] for row in rows],
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "colorscale": ramp,
-        "zmin": scale(limits[0]),
-        "zmax": scale(limits[1]),
-        "xgap": 2,
-        "ygap": 2,
-        "hoverongaps": False,
-        "colorbar": bar,
-    }
-    if written:
-        texts = [[f"{values[cell]:.3g}" if cell and cell in values else "" for cell in row] for row in rows]
-        trace |= {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 11}}
-    return trace
-
-
-def _bits_ticks() -> dict[str, object]:
-    return {
-        "tickvals": [math.log2(b) for b in (2, 3, 4, 6, 8, 16)],
-        "ticktext": ["2", "3", "4", "6", "8", "16"],
-    }
-
-
-def _loss_ticks(low: float, high: float) -> dict[str, object]:
-    """Round values on a log10 scale, given where the colour bar (which counts in exponents) has them."""
-    ticks = round_ticks(low - 0.001, high + 0.001)
-    return {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [number(tick, 1) for tick in ticks]}
-
-
-def _columns_axis(grid: Grid) -> dict[str, object]:
-    return axis(
-        "",
-        side="top",
-        tickvals=list(range(len(grid.columns))),
-        ticktext=[chart_text(label) for label in grid.labels],
-        showgrid=False,
-        tickangle=0 if max(map(len, grid.labels)) < 8 else "auto",
-    )
-
-
-def _blocks_axis(grid: Grid) -> dict[str, object]:
-    step = 1 if len(grid.blocks) <= 12 else 5 if len(grid.blocks) <= 60 else 10
-    ticks = [i for i, block in enumerate(grid.blocks) if block % step == 0]
-    return axis(
-        "block",
-        autorange="reversed",
-        tickvals=ticks,
-        ticktext=[str(grid.blocks[i]) for i in ticks],
-        showgrid=False,
-    )
-
-
-def _row_height(grid: Grid) -> int:
-    rows = len(grid.blocks)
-    return 44 if rows <= 4 else 32 if rows <= 12 else 21 if rows <= 40 else 15
-
-
-def _height(grid: Grid) -> int:
-    return 110 + len(grid.blocks) * _row_height(grid)
-
-
-def _tooltips(records: RunRecords, grid: Grid, base: BaseSensitivity | None) -> dict[Cell, str]:
+def _tooltips(records: RunRecords, grid: Grid, base: BaseSensitivity | None) -> Mapping[Place, str]:
     facts = _Facts(records, base)
-    return {cell: tooltip(facts.of(cell)) for cell in grid.at.values()}
+    return {place: tooltip(facts.of(cell)) for place, cell in grid.at.items()}
 
 
 class _Facts:
@@ -326,7 +163,9 @@ class _Facts:
         if not known:
             return [*lines, *self._site(cell.sites[0].name, cell.sites[0].shape)]
         worst = max(cell.sites, key=lambda s: known.get(s.name, 0.0))
-        lines.append(f"mean {number(_mean(list(known.values())))}, largest {number(max(known.values()))}")
+        lines.append(
+            f"mean {number(sum(known.values()) / len(known))}, largest {number(max(known.values()))}"
+        )
         return [*lines, "", "Worst of them:", *self._site(worst.name, worst.shape)]
 
     def _site(self, name: str, shape: tuple[int, int]) -> list[str]:

@@ -1,5 +1,6 @@
 """Every evaluation in one table, with intervals, and the paired comparisons that the verdict rests on."""
 
+import math
 from dataclasses import dataclass
 
 from quantriage.records.types import Comparison, EvalResult, Interval, Proof
@@ -60,6 +61,7 @@ class MetricsContent:
 
     rows: tuple[Row, ...]
     paired: tuple[Paired, ...]
+    paired_caption: str
     noise: tuple[str, ...]
     caption: str
 
@@ -77,6 +79,7 @@ def build(records: RunRecords) -> Section | None:
     content = MetricsContent(
         rows=rows,
         paired=tuple(_paired(c) for c in proof.comparisons),
+        paired_caption=_paired_caption(proof.comparisons),
         noise=tuple(f"{n.dtype}: KL {number(n.kl)}, flips {percent(n.flips)}" for n in proof.noise_floor),
         caption=_table_caption(proof, records.shipped),
     )
@@ -148,6 +151,15 @@ def _paired(comparison: Comparison) -> Paired:
     )
 
 
+def _paired_caption(comparisons: tuple[Comparison, ...]) -> str:
+    if not comparisons:
+        return ""
+    better = sum(c.difference.high < 0 for c in comparisons)
+    worse = sum(c.difference.low > 0 for c in comparisons)
+    text = f"The first loses less beyond chance in {better} of {plural(len(comparisons), 'comparison')}"
+    return text + (f" and more in {worse}." if worse else ".")
+
+
 def _table_caption(proof: Proof, shipped: EvalResult | None) -> str:
     floor = max((n.kl for n in proof.noise_floor), default=0.0)
     if shipped is None:
@@ -185,6 +197,7 @@ def _kl_chart(results: list[EvalResult], proof: Proof, shipped: EvalResult | Non
             "size": [15 if r is shipped else 11 for r in shown],
             "symbol": ["star" if r is shipped else "circle" for r in shown],
             "color": [ACCENT if r is shipped else PRIMARY for r in shown],
+            "opacity": 1,
         },
         y=[f"{chart_text(r.label)}  " for r in shown],
         error_x={
@@ -198,13 +211,15 @@ def _kl_chart(results: list[EvalResult], proof: Proof, shipped: EvalResult | Non
         },
     )
     floor = max((n.kl for n in proof.noise_floor), default=0.0)
+    kl_axis = _kl_axis(shown, floor)
     drawn = figure(
         [marks],
-        _kl_axis(shown, floor),
+        kl_axis,
         axis("", type="category"),
-        height=90 + 38 * len(shown),
+        height=105 + 38 * len(shown),
         showlegend=False,
-        **_floor_line(floor),
+        margin={"l": 8, "r": 12, "t": 26, "b": 8},
+        **_floor_line(floor, kl_axis.get("type") == "log"),
     )
     return (Chart("kl-results", "KL of every candidate", (View("KL", _kl_caption(shown, shipped), drawn),)),)
 
@@ -218,13 +233,15 @@ def _kl_axis(shown: list[EvalResult], floor: float) -> Axis:
     return log_axis(title, [low, high, *([floor] if floor > low / 100 else [])])
 
 
-def _floor_line(floor: float) -> dict[str, object]:
+def _floor_line(floor: float, log: bool) -> dict[str, object]:
     """A dotted line at the noise floor, as plotly's shape and annotation."""
     if floor <= 0:
         return {}
     line = {"color": INK, "width": 1, "dash": "dot"}
     shape = {"type": "line", "x0": floor, "x1": floor, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-    return {"shapes": [shape]}
+    words = {"text": "noise floor", "x": 0, "xref": "x", "y": 1, "yref": "paper", "showarrow": False}
+    words |= {"xanchor": "left", "yanchor": "bottom", "font": {"size": 12}}
+    return {"shapes": [shape], "annotations": [words | {"x": math.log10(floor) if log else floor}]}
 
 
 def _kl_caption(shown: list[EvalResult], shipped: EvalResult | None) -> str:

@@ -102,7 +102,7 @@ def _bars(records: RunRecords, base: BaseSensitivity, ranked: list[str], values:
     }
     drawn = figure(
         [bars],
-        axis(f"{base.best.title}, {base.best.unit}", nticks=6),
+        axis(base.best.title, nticks=6),
         axis("", type="category", tickfont={"size": 12}),
         height=80 + 22 * len(ranked),
         bargap=0.28,

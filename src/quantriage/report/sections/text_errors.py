@@ -49,7 +49,7 @@ def build(records: RunRecords) -> Section | None:
         return None
     content = TextErrorsContent(tuple(_place(t) for t in worst), _places_caption(worst, shipped))
     lead = f"{shipped.label} against the reference, token by token, on {shipped.tokens:,} tokens."
-    return Section("text-errors", "Where in the text it errs", lead, content, charts)
+    return Section("text-errors", "Where it errs", lead, content, charts)
 
 
 def _rivals(records: RunRecords, shipped: EvalResult) -> list[EvalResult]:

@@ -27,7 +27,7 @@ _KINDS = {  # kind -> (words, colour, symbol): the symbol tells them apart witho
     "uniform": ("uniform", SERIES[2], "square"),
     "first-and-last": ("first and last", SERIES[3], "diamond"),
     "mix": ("mix", SERIES[0], "circle"),
-    "swap": ("mix after swaps", SERIES[4], "triangle-up"),
+    "swap": ("after swaps", SERIES[4], "triangle-up"),
 }
 
 
