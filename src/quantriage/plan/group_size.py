@@ -1,0 +1,37 @@
+"""A group size that does not divide a layer's width: resolved by rule and said, never picked silently.
+
+The rule is the largest allowed smaller size that divides, so precision is never lost against what was asked.
+Padding the width was rejected: stock kernels do not load padded groups.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from quantriage.errors import BudgetError
+from quantriage.numerics.schemes import PerGroup, Scheme
+from quantriage.records.types import Finding
+
+
+def resolve(scheme: Scheme, in_features: int, allowed: Iterable[int]) -> tuple[Scheme, Finding | None]:
+    """The scheme that a layer of `in_features` inputs gets when `scheme` is asked, and a Finding if changed.
+
+    allowed: group sizes of the target. Raises BudgetError listing the choices if no smaller one divides.
+    """
+    match scheme.granularity:
+        case PerGroup(asked):
+            pass
+        case _:
+            return scheme, None
+    if in_features % asked == 0:
+        return scheme, None
+    dividing = sorted(size for size in set(allowed) if in_features % size == 0)
+    smaller = [size for size in dividing if size < asked]
+    if not smaller:
+        choices = f"group size {', '.join(map(str, dividing))} or per channel" if dividing else "per channel"
+        raise BudgetError(
+            f"in_features {in_features} is not a multiple of group size {asked} and no smaller size that the "
+            f"target takes divides it; choose {choices}"
+        )
+    used = replace(scheme, granularity=PerGroup(smaller[-1]))
+    text = f"layer width {in_features} is not a multiple of group size {asked}: uses {smaller[-1]} ({used})"
+    return used, Finding(severity="info", code="group-size-resolved", text=text)

@@ -1,0 +1,70 @@
+"""What each target can load, as data: the menu that a plan may choose from.
+
+A menu lists stored schemes only; leaving a site in full precision is always possible and is not an entry.
+The lists follow what a target runs, not what its config parser accepts: the WNA16 scheme of vLLM takes every
+width from 2 to 8 with and without zero points, but its stock GPU kernels hold 4 and 8 bits, and 8 bits with
+zero points only in a kernel package that is installed separately. Asking an installed engine was rejected:
+a plan is often made on a machine that does not serve.
+"""
+
+from dataclasses import dataclass
+
+from quantriage.errors import BudgetError, UsageError
+from quantriage.numerics.schemes import ScaleDtype, Scheme
+
+_WHERE = ("g32", "g64", "g128", "channel")
+_FOUR_BITS = tuple(f"w4{kind}-{where}" for kind in "sa" for where in _WHERE)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A loader and the schemes it runs; `alignment` must divide both features of a quantized weight."""
+
+    name: str
+    schemes: tuple[str, ...]
+    note: str
+    alignment: int = 1
+
+
+TARGETS: dict[str, Target] = {
+    "vllm": Target(
+        "vllm",
+        _FOUR_BITS + tuple(f"w8s-{where}" for where in _WHERE),
+        "vLLM on a GPU, compressed-tensors WNA16: 4 bits with or without zero points, 8 bits without",
+    ),
+    "vllm-cpu": Target(
+        "vllm-cpu",
+        _FOUR_BITS,
+        "vLLM on a CPU: its kernel holds 4 bits only, in and out features multiples of 32",
+        alignment=32,
+    ),
+    "transformers": Target(
+        "transformers",
+        tuple(f"w{bits}{kind}-{where}" for bits in range(2, 9) for kind in "sa" for where in _WHERE),
+        "transformers with compressed-tensors 0.17 or later, which unpacks every width from 2 to 8 bits",
+    ),
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name. Raises UsageError listing the names."""
+    if name not in TARGETS:
+        raise UsageError(f"target {name!r} is unknown; expected one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def menu(target: str, shape: tuple[int, int], scale_dtype: ScaleDtype = "float16") -> tuple[Scheme, ...]:
+    """Schemes in which `target` can hold a weight of `shape` [out, in]; empty if it must stay dense."""
+    entry = target_named(target)
+    if any(size % entry.alignment for size in shape):
+        return ()
+    schemes = (Scheme.parse(spec, scale_dtype) for spec in entry.schemes)
+    return tuple(scheme for scheme in schemes if _divides(scheme, shape[1]))
+
+
+def _divides(scheme: Scheme, in_features: int) -> bool:
+    try:
+        scheme.group_width(in_features)
+    except BudgetError:
+        return False
+    return True
