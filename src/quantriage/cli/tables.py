@@ -1,0 +1,42 @@
+"""Evaluations as a table for people. Cells are plain text: names from checkpoints are never markup."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from quantriage.cli.printable import printable
+from quantriage.records.types import EvalResult, Finding, Interval
+
+_COLUMNS = ("", "bits/weight", "KL [95%]", "perplexity", "agreement")
+
+
+def evaluations(results: Sequence[EvalResult]) -> Table:
+    """One row per evaluation: label, stored bits, KL with its interval, perplexity, top-1 agreement."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for result in results:
+        cells = (
+            result.label,
+            f"{result.bits_per_weight:.2f}",
+            with_interval(result.kl),
+            f"{result.perplexity.value:.3f}",
+            f"{100 * result.top1_agreement.value:.1f}%",
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def with_interval(interval: Interval) -> str:
+    """0.0832 [0.0811, 0.0853]."""
+    return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def findings(found: Sequence[Finding], most: int = 5) -> tuple[str, ...]:
+    """Warnings and errors in words, the first `most` of them; the report has them all."""
+    serious = [finding for finding in found if finding.severity != "info"]
+    lines = [printable(f"{f.severity}: {f'{f.site}: ' if f.site else ''}{f.text}") for f in serious[:most]]
+    if len(serious) > most:
+        lines.append(f"... and {len(serious) - most} more in the report")
+    return tuple(lines)
