@@ -49,7 +49,6 @@ class _Scale:
     low: float
     high: float
     ticks: Mapping[float, str]  # exponent -> text
-    title: str
 
 
 def lay_out(sites: Iterable[SiteInfo]) -> Grid:
@@ -72,17 +71,18 @@ def loss_map(grid: Grid, values: Mapping[str, float], tips: Mapping[Place, str],
     low, high = min(exponents.values(), default=0.0), max(exponents.values(), default=1.0)
     high = max(high, low + 0.01)
     ticks = {math.log10(tick): number(tick, 1) for tick in round_ticks(low - 0.001, high + 0.001)}
-    return _map(grid, _heat(grid, exponents, tips, _Scale(LOSS_RAMP, low, high, ticks, title)))
+    scale = _Scale(LOSS_RAMP, low, high, ticks)
+    return _map(grid, _heat(grid, exponents, tips, scale), title)
 
 
 def bits_map(grid: Grid, bits: Mapping[str, float], tips: Mapping[Place, str]) -> Figure:
     """Colour each cell by the mean bits of its sites, and write them into it."""
     means = _combined(grid, bits, lambda present: sum(present) / len(present))
     ticks = {math.log2(width): str(width) for width in _BITS}
-    scale = _Scale(BITS_RAMP, math.log2(_BITS[0]), math.log2(_BITS[-1]), ticks, "bits")
+    scale = _Scale(BITS_RAMP, math.log2(_BITS[0]), math.log2(_BITS[-1]), ticks)
     heat = _heat(grid, {place: math.log2(value) for place, value in means.items()}, tips, scale)
     texts = [[f"{means[place]:.3g}" if place in means else "" for place in row] for row in _rows(grid)]
-    return _map(grid, heat | {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 11}})
+    return _map(grid, heat | {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 11}}, "bits")
 
 
 def _combined(
@@ -117,7 +117,7 @@ def _heat(grid: Grid, exponents: Mapping[Place, float], tips: Mapping[Place, str
         "hoverongaps": False,
         "colorbar": {
             "orientation": "h",
-            "y": 1,
+            "y": 1 - 18 / _height(grid),  # below the title, which plotly would lay over a short map's bar
             "yref": "container",
             "yanchor": "top",
             "ypad": 0,
@@ -127,7 +127,6 @@ def _heat(grid: Grid, exponents: Mapping[Place, float], tips: Mapping[Place, str
             "thickness": 10,
             "len": 0.7,
             "outlinewidth": 0,
-            "title": {"text": chart_text(scale.title), "side": "top", "font": {"size": 12}},
             "tickfont": {"size": 12},
             "tickvals": list(scale.ticks),
             "ticktext": list(scale.ticks.values()),
@@ -135,13 +134,20 @@ def _heat(grid: Grid, exponents: Mapping[Place, float], tips: Mapping[Place, str
     }
 
 
-def _map(grid: Grid, heat: Trace) -> Figure:
+def _height(grid: Grid) -> int:
+    return _top(grid) + 10 + len(grid.blocks) * grid.row_height
+
+
+def _map(grid: Grid, heat: Trace, title: str) -> Figure:
     top = _top(grid)
+    words: dict[str, object] = {"text": chart_text(title), "showarrow": False, "font": {"size": 12}}
+    words |= {"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": 1, "yanchor": "top"}
     return figure(
         [heat],
         _columns_axis(grid),
         _blocks_axis(grid),
-        height=top + 10 + len(grid.blocks) * grid.row_height,
+        height=_height(grid),
+        annotations=[words | {"yshift": top}],
         margin={"l": 8, "r": 12, "t": top, "b": 10},
     )
 

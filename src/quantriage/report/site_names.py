@@ -43,13 +43,13 @@ def short_columns(columns: Iterable[str]) -> dict[str, str]:
     endings = {last.rpartition("_")[2] for last in lasts}
     if len(names) > 1 and len(endings) == 1 and all("_" in last for last in lasts):
         lasts = [last.rpartition("_")[0] for last in lasts]
-    shorts = [f"expert {last}" if "*" in name else last for name, last in zip(names, lasts, strict=True)]
+    shorts = [f"exp. {last}" if "*" in name else last for name, last in zip(names, lasts, strict=True)]
     unique = len(set(shorts)) == len(names)
     return {name: (short if unique else name) for name, short in zip(names, shorts, strict=True)}
 
 
 def short_sites(sites: Iterable[SiteInfo]) -> dict[str, str]:
-    """`12 · down` for each site's name; an expert keeps its number: `3 · expert down *17`."""
+    """`12 · down` for each site's name; an expert keeps its number: `3 · exp. down *17`."""
     every = list(sites)
     shorts = short_columns(column_of(site) for site in every)
     labels = {}

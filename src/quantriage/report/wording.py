@@ -28,11 +28,13 @@ def signed(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage: 41%, 4.1%, 0.41%."""
+    """A share as a percentage: 41%, 4.1%, 0.41%; 100% only if it is all."""
     value = share * 100
-    return (
-        f"{value:.0f}%" if abs(value) >= 9.95 else f"{value:.1f}%" if abs(value) >= 0.95 else f"{value:.2g}%"
-    )
+    if 99 < value < 100:
+        return f"{min(value, 99.9):.1f}%"
+    if abs(value) >= 9.95:
+        return f"{value:.0f}%"
+    return f"{value:.1f}%".replace(".0%", "%") if abs(value) >= 0.95 else f"{value:.2g}%"
 
 
 def span(interval: Interval) -> str:

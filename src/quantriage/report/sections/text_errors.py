@@ -161,9 +161,9 @@ def _by_position(shipped: EvalResult, rivals: list[EvalResult]) -> tuple[Chart, 
     first, last = shipped.kl_by_position[0], shipped.kl_by_position[-1]
     quarter = shipped.kl_by_position[bins // 4 :]
     steady = max(quarter) < 1.3 * min(quarter) if min(quarter) > 0 else False
-    if first > 1.3 * last:
+    if first > 1.3 * last > 0:
         words = f"{number(first / last)} times as high at the start as at the end"
-    elif last > 1.3 * first:
+    elif last > 1.3 * first > 0:
         words = f"{number(last / first)} times as high at the end as at the start"
     else:
         words = "about the same at the start and at the end"

@@ -164,6 +164,8 @@ def _caption(found: Sequence[Measured]) -> str:
     if not rivals:
         return text + "; nothing simpler of no more bits was measured."
     best = min(rivals, key=lambda m: m.kl.value)
+    if best.kl.value <= 0:
+        return f"{text}; {best.label} loses nothing either."
     change = 1 - chosen.kl.value / best.kl.value
     side = "below" if change >= 0 else "above"
     return f"{text}, {percent(abs(change))} {side} {best.label}, the best simple rule of no more bits."

@@ -55,7 +55,7 @@ def _tiles(verdict: Verdict, records: RunRecords) -> tuple[Tile, ...]:
         recovered = 1 - verdict.kl / verdict.rtn_kl
         tiles.append(
             Tile(
-                "of plain rounding's loss recovered" if recovered >= 0 else "more loss than plain rounding",
+                "recovered of plain rounding's loss" if recovered >= 0 else "more loss than plain rounding",
                 percent(abs(recovered)),
                 f"RTN loses {number(verdict.rtn_kl)}",
             )
