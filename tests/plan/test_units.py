@@ -57,18 +57,20 @@ def test_options_need_every_member_and_add_up():
     sites = tiny_sites(1)
     schemes = menu("transformers", (64, 64))
     kl = tiny_kl(sites, schemes)
-    del kl["layers.0.k", "w3s-g32"]
+    del kl["layers.0.k", Scheme.parse("w3s-g32")]
     units = form_units(sites, lambda shape: menu("transformers", shape), kl)
     assert [len(u.sites) for u in units] == [2, 1, 1]
     by = {str(o.scheme): o for o in units[0].options}
     assert "w3s-g32" not in by
     four = by["w4a-g32"]
     assert four.bytes == sum(stored_bytes(Scheme.parse("w4a-g32"), s.shape) for s in units[0].sites)
-    assert four.kl == pytest.approx(kl["layers.0.q", "w4a-g32"] + kl["layers.0.k", "w4a-g32"])
+    assert four.kl == pytest.approx(
+        kl["layers.0.q", Scheme.parse("w4a-g32")] + kl["layers.0.k", Scheme.parse("w4a-g32")]
+    )
     assert by["None"].bytes == 2 * 96 * 64
     assert by["None"].kl == 0
     assert not any("g64" in str(o.scheme) for o in units[2].options)  # width 96
-    kl["layers.0.o", "w4a-g32"] = float("nan")
+    kl["layers.0.o", Scheme.parse("w4a-g32")] = float("nan")
     with pytest.raises(BudgetError, match="finite"):
         form_units(sites, lambda shape: menu("transformers", shape), kl)
 

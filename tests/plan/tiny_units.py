@@ -22,10 +22,10 @@ def tiny_sites(blocks: int = 3) -> tuple[SiteInfo, ...]:
     )
 
 
-def tiny_kl(sites: tuple[SiteInfo, ...], schemes: tuple[Scheme, ...]) -> dict[tuple[str, str], float]:
+def tiny_kl(sites: tuple[SiteInfo, ...], schemes: tuple[Scheme, ...]) -> dict[tuple[str, Scheme], float]:
     """Deterministic, falling with stored bits, different for each site."""
     return {
-        (s.name, str(scheme)): (1 + i % 5) * 4.0**-scheme.grid.bits * (1.0 if scheme.grid.symmetric else 0.8)
+        (s.name, scheme): (1 + i % 5) * 4.0**-scheme.grid.bits * (1.0 if scheme.grid.symmetric else 0.8)
         for i, s in enumerate(sites)
         for scheme in schemes
     }

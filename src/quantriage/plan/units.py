@@ -85,11 +85,11 @@ def fused_groups(sites: Sequence[SiteInfo]) -> tuple[tuple[SiteInfo, ...], ...]:
 def form_units(
     sites: Sequence[SiteInfo],
     menu_of: Callable[[tuple[int, int]], Iterable[Scheme]],
-    kl: Mapping[tuple[str, str], float],
+    kl: Mapping[tuple[str, Scheme], float],
 ) -> tuple[Unit, ...]:
     """Units of `sites` with the options that every member can hold and has a prediction for.
 
-    menu_of: schemes for a shape [out, in], such as `menu` of a target; kl: (site name, str(scheme)) -> nats
+    menu_of: schemes for a shape [out, in], such as `menu` of a target; kl: (site name, scheme) -> nats
     per token. Full precision is always an option. Raises BudgetError for a prediction that is no number.
     """
     units = []
@@ -97,7 +97,7 @@ def form_units(
         first, *rest = (tuple(menu_of(site.shape)) for site in members)
         options = []
         for scheme in first:
-            keys = [(site.name, str(scheme)) for site in members]
+            keys = [(site.name, scheme) for site in members]
             if not all(scheme in menu for menu in rest) or not all(key in kl for key in keys):
                 continue
             for key in keys:
