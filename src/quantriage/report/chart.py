@@ -85,7 +85,7 @@ def figure(traces: Sequence[Trace], x: Axis, y: Axis, *, height: int, **layout: 
         "hoverlabel": {
             "bgcolor": "var(--surface)",
             "bordercolor": "var(--line)",
-            "font": {"color": "var(--ink)", "size": 13},
+            "font": {"family": "system-ui, sans-serif", "color": "var(--ink)", "size": 13},
             "align": "left",
         },
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
