@@ -1,57 +1,27 @@
 """quantriage: find where a quantized language model lost its quality, fix it, and prove the fix.
 
 The verbs of the command line as typed functions, each taking its options as one frozen dataclass. Names are
-looked up when they are first used, so that `import quantriage` costs no torch. Two verbs have longer names
-here than on the command line, because `quantriage.plan` and `quantriage.evaluate` are packages: a function
-of the same name would be replaced by the package as soon as something imported it.
+looked up when they are first used, so that `import quantriage` costs no torch; type checkers read them from
+`__init__.pyi`, for imports written here, even for checkers alone, would make every room depend on all others.
+
+Two verbs have longer names here than on the command line, because `quantriage.plan` and
+`quantriage.evaluate` are packages: a function of the same name would be replaced by the package as soon as
+something imported it.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from quantriage.errors import QuantriageError
-    from quantriage.report.render import render as render_report
-    from quantriage.workflows.evaluate import evaluate as evaluate_model
-    from quantriage.workflows.opened import open_model
-    from quantriage.workflows.options import (
-        EvaluateOptions,
-        PlanOptions,
-        QuantizeOptions,
-        RecoverOptions,
-        SensitivityOptions,
-    )
-    from quantriage.workflows.plan import plan as make_plan
-    from quantriage.workflows.quantize import quantize
-    from quantriage.workflows.recover import recover
-    from quantriage.workflows.sensitivity import sensitivity
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "EvaluateOptions",
-    "PlanOptions",
-    "QuantizeOptions",
-    "QuantriageError",
-    "RecoverOptions",
-    "SensitivityOptions",
-    "__version__",
-    "evaluate_model",
-    "make_plan",
-    "open_model",
-    "quantize",
-    "recover",
-    "render_report",
-    "sensitivity",
-]
-
+_OPTIONS = "quantriage.workflows.options"
 _PLACES = {
-    "EvaluateOptions": ("quantriage.workflows.options", "EvaluateOptions"),
-    "PlanOptions": ("quantriage.workflows.options", "PlanOptions"),
-    "QuantizeOptions": ("quantriage.workflows.options", "QuantizeOptions"),
+    "EvaluateOptions": (_OPTIONS, "EvaluateOptions"),
+    "PlanOptions": (_OPTIONS, "PlanOptions"),
+    "QuantizeOptions": (_OPTIONS, "QuantizeOptions"),
     "QuantriageError": ("quantriage.errors", "QuantriageError"),
-    "RecoverOptions": ("quantriage.workflows.options", "RecoverOptions"),
-    "SensitivityOptions": ("quantriage.workflows.options", "SensitivityOptions"),
+    "RecoverOptions": (_OPTIONS, "RecoverOptions"),
+    "SensitivityOptions": (_OPTIONS, "SensitivityOptions"),
     "evaluate_model": ("quantriage.workflows.evaluate", "evaluate"),
     "make_plan": ("quantriage.workflows.plan", "plan"),
     "open_model": ("quantriage.workflows.opened", "open_model"),
@@ -60,6 +30,8 @@ _PLACES = {
     "render_report": ("quantriage.report.render", "render"),
     "sensitivity": ("quantriage.workflows.sensitivity", "sensitivity"),
 }
+
+__all__ = ["__version__", *_PLACES]
 
 
 def __getattr__(name: str) -> Any:

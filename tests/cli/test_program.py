@@ -129,13 +129,3 @@ def test_exit_codes_are_distinct() -> None:
         StorageError,
     ]
     assert [kind.exit_code for kind in kinds] == list(range(1, 9))
-
-
-def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, quantriage; quantriage.RecoverOptions; assert 'torch' not in sys.modules"
-    assert program(code=code).returncode == 0
-
-
-def test_an_unknown_name_says_which_there_are() -> None:
-    with pytest.raises(AttributeError, match="recover"):
-        quantriage.recovver  # type: ignore[attr-defined]  # noqa: B018

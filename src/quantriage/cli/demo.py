@@ -16,7 +16,9 @@ class DemoOptions:
     cache: Path | None = field(
         default=None, metadata={"help": "where downloads are kept (default: the user's cache folder)"}
     )
-    out: Path = field(default=Path("demo-smollm2-4.5bpw"), metadata={"help": "folder for the checkpoint"})
+    out: Path = field(
+        default=Path("runs/demo-smollm2-4.5bpw"), metadata={"help": "folder for the checkpoint"}
+    )
 
 
 def run(options: DemoOptions, progress: Progress) -> Outcome:

@@ -1,0 +1,31 @@
+from quantriage.errors import QuantriageError as QuantriageError
+from quantriage.report.render import render as render_report
+from quantriage.workflows.evaluate import evaluate as evaluate_model
+from quantriage.workflows.opened import open_model as open_model
+from quantriage.workflows.options import EvaluateOptions as EvaluateOptions
+from quantriage.workflows.options import PlanOptions as PlanOptions
+from quantriage.workflows.options import QuantizeOptions as QuantizeOptions
+from quantriage.workflows.options import RecoverOptions as RecoverOptions
+from quantriage.workflows.options import SensitivityOptions as SensitivityOptions
+from quantriage.workflows.plan import plan as make_plan
+from quantriage.workflows.quantize import quantize as quantize
+from quantriage.workflows.recover import recover as recover
+from quantriage.workflows.sensitivity import sensitivity as sensitivity
+
+__version__: str
+__all__ = [
+    "EvaluateOptions",
+    "PlanOptions",
+    "QuantizeOptions",
+    "QuantriageError",
+    "RecoverOptions",
+    "SensitivityOptions",
+    "__version__",
+    "evaluate_model",
+    "make_plan",
+    "open_model",
+    "quantize",
+    "recover",
+    "render_report",
+    "sensitivity",
+]
