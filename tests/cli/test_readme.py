@@ -1,0 +1,80 @@
+"""The README's example runs as it stands, and what the command line says of the same run agrees with it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from word_model import save_model, save_text
+
+import quantriage
+from quantriage.cli.command import NOT_PROVEN
+from quantriage.cli.recover import outcome
+from quantriage.records.run_dir import PROOF, SUMMARY, RunDir
+from quantriage.records.types import Proof, RunSummary
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that the example ran in, and what it printed."""
+    folder = tmp_path_factory.mktemp("readme")
+    save_model(folder / "my-model")
+    save_text(folder / "calibration.txt", seed=1, words=9600)
+    save_text(folder / "held-out.txt", seed=2, words=2400)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(quantriage.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_example_leaves_a_checkpoint_a_report_and_a_verdict(ran: tuple[Path, str]) -> None:
+    folder, printed = ran
+    assert (folder / "my-model-4.5bpw" / "config.json").is_file()
+    assert (folder / "my-model-4.5bpw.run" / "report.html").is_file()
+    summary = RunDir(folder / "my-model-4.5bpw.run").read(SUMMARY, RunSummary)
+    assert summary.verdict is not None
+    assert printed.splitlines()[0] == summary.verdict.sentence
+    assert summary.verdict.bits_per_weight <= 4.5
+
+
+def test_the_command_line_shows_every_evaluation_and_the_exit_code_of_the_proof(
+    ran: tuple[Path, str],
+) -> None:
+    folder, _ = ran
+    run = RunDir(folder / "my-model-4.5bpw.run")
+    summary, proof = run.read(SUMMARY, RunSummary), run.read(PROOF, Proof)
+    shown = outcome(summary, run.path, folder / "my-model-4.5bpw")
+    assert summary.verdict is not None
+    assert shown.exit_code == (0 if summary.verdict.proven else NOT_PROVEN)
+    table = next(line for line in shown.lines if not isinstance(line, str))
+    assert table.row_count == len(proof.results)  # type: ignore[union-attr]
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from quantriage.cli.app import COMMANDS
+
+    known = {command.name: {p.flag for p in command.parameters()} for command in COMMANDS}
+    lines = re.findall(r"^quantriage (\w+)(.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(lines) >= 6
+    for name, rest in lines:
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known[name]
+
+
+def test_the_readme_lists_every_exit_code() -> None:
+    from_code = re.findall(
+        r"^\| (\d+) \|", (README.parent / "docs" / "cli.md").read_text(), flags=re.MULTILINE
+    )
+    from_readme = re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert from_readme == from_code
