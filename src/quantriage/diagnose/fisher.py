@@ -1,10 +1,11 @@
 """What quantizing each site in each scheme would cost, predicted from one forward and one backward pass.
 
 To second order the KL between reference and candidate is half the Fisher form of the weight change,
-E[(d loss)^2] / 2 with labels drawn from the model itself, and d loss is the inner product of the gradient at
-the site's output with dW x. Per token and summed, as FIELD-style scores do it, the products of different
-positions are dropped; per sequence they are kept but one sequence is one sample. `blend` in this file takes
-the ranking of the first and the level of the second (docs/lab-log.md has the ablation).
+E[(d loss)^2] / 2 with labels drawn from the model itself, where d loss of a sequence is the sum over its
+positions of g . dW x, with g the gradient at the site's output. Squaring position by position drops the
+products of different positions: little noise, but about a third too low on SmolLM2. Squaring the sum keeps
+them, but one sequence is then one sample. `FisherScores.kl` takes the ranking of the first and its level,
+pooled over the blocks, from the second (ablation in docs/lab-log.md).
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,28 @@ class FisherScores:
     per_token: dict[Key, float]
     per_sequence: dict[Key, float]
     errors: dict[Key, WeightError]
+    kl: dict[Key, float]
+
+
+def pool(
+    per_token: Mapping[Key, float], per_sequence: Mapping[Key, float], module_of: Mapping[str, str]
+) -> dict[Key, float]:
+    """Geometric mean of the per-sequence score and the per-token score brought to the per-sequence level.
+
+    The level is the ratio of sums (per sequence / per token) over the same module in all blocks, scheme by
+    scheme. module_of: site name -> name within its block.
+    """
+    totals: dict[tuple[str, Scheme], list[float]] = {}
+    for (name, scheme), value in per_token.items():
+        pair = totals.setdefault((module_of[name], scheme), [0.0, 0.0])
+        pair[0] += value
+        pair[1] += per_sequence[name, scheme]
+    found = {}
+    for (name, scheme), value in per_token.items():
+        below, above = totals[module_of[name], scheme]
+        pooled = value * above / below if below > 0 else 0.0
+        found[name, scheme] = (pooled * per_sequence[name, scheme]) ** 0.5
+    return found
 
 
 def nearest(weight: Tensor, scheme: Scheme) -> QuantizedTensor:
@@ -69,7 +92,9 @@ def fisher_scores(
             inputs = call.input.reshape(-1, call.input.shape[-1])
             for site in products.of(call):
                 of_site = {s: changes[site.name, s] for s in menus[site.name]}
-                _score(site, of_site, inputs, output_rows(site, gradient), sequences, token_sums, sequence_sums)
+                _score(
+                    site, of_site, inputs, output_rows(site, gradient), sequences, token_sums, sequence_sums
+                )
 
         gradients.run(on_gradient)
 
@@ -80,11 +105,10 @@ def fisher_scores(
         stream.backward(on_block, stage="sensitivity: backward")
         stream.states.clear()
     scale = 0.5 / (stream.tokens.tokens.numel() * draws)
-    return FisherScores(
-        {key: value * scale for key, value in token_sums.items()},
-        {key: value * scale for key, value in sequence_sums.items()},
-        errors,
-    )
+    per_token = {key: token_sums.get(key, 0.0) * scale for key in errors}  # an expert may see no token
+    per_sequence = {key: sequence_sums.get(key, 0.0) * scale for key in errors}
+    module_of = {site.name: site.module for site in stream.sites}
+    return FisherScores(per_token, per_sequence, errors, pool(per_token, per_sequence, module_of))
 
 
 def _score(

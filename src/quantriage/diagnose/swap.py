@@ -12,40 +12,43 @@ from torch import Tensor
 
 from quantriage.evaluate.token_scores import token_kl
 from quantriage.model.site import Site, read_site, write_site
+from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.stream.stream import Stream
 
-Replacement = Callable[[Tensor], Tensor]
-"""Original weight [out, in] -> the weight to try."""
+Rounding = Callable[[Tensor, Scheme], QuantizedTensor]
+"""Original weight [out, in] and scheme -> the candidate to try."""
 
 
 def swap_kl(
     stream: Stream,
     sites: tuple[Site, ...],
-    replacements: Mapping[str, Mapping[Scheme, Replacement]],
+    menus: Mapping[str, tuple[Scheme, ...]],
+    rounding: Rounding,
     stage: str = "swap",
 ) -> dict[tuple[str, Scheme], float]:
-    """KL in nats per token for every site and scheme in `replacements`, on the stream's tokens.
+    """KL in nats per token for every site and scheme in `menus`, on the stream's tokens.
 
-    Cost: len(replacements) * schemes * half a forward pass, and the head each time. Memory: two blocks and
+    Cost: sites * schemes * half a forward pass, and the head each time. Memory: two blocks and
     the reference's log-probabilities of one batch.
     """
     stream.forward(keep=True, stage=f"{stage}: reference")
-    total = sum(len(schemes) for schemes in replacements.values())
+    total = sum(len(menus.get(site.name, ())) for site in sites)
     found: dict[tuple[str, Scheme], float] = {}
     with stream.model.head():
         for site in sites:
-            for scheme, replace in replacements.get(site.name, {}).items():
-                found[site.name, scheme] = _one_swap(stream, site, replace)
+            for scheme in menus.get(site.name, ()):
+                found[site.name, scheme] = _one_swap(stream, site, scheme, rounding)
                 stream.progress(stage, len(found), total)
     stream.states.clear()
     return found
 
 
 @torch.no_grad()
-def _one_swap(stream: Stream, site: Site, replace: Replacement) -> float:
+def _one_swap(stream: Stream, site: Site, scheme: Scheme, rounding: Rounding) -> float:
     block = stream.load(site.block)
-    write_site(block, site, replace(read_site(block, site).float().clone()))
+    original = read_site(block, site).float().contiguous()
+    write_site(block, site, rounding(original, scheme).dequantize())
     for start in stream.batches:
         stream.states.put(f"swap/{start}", stream.run(site.block, block, stream.hidden(site.block, start)))
     for index in range(site.block + 1, stream.model.block_count):
@@ -57,11 +60,8 @@ def _one_swap(stream: Stream, site: Site, replace: Replacement) -> float:
     for start, reference in stream.final_states():
         changed = stream.states.get(f"swap/{start}").to(stream.compute.device)
         rows = stream.settings.head_rows
-        pairs = zip(
-            reference.flatten(0, 1).split(rows), changed.flatten(0, 1).split(rows), strict=True
-        )
+        pairs = zip(reference.flatten(0, 1).split(rows), changed.flatten(0, 1).split(rows), strict=True)
         for left, right in pairs:
             kl = token_kl(stream.model.logits(left), stream.model.logits(right))
             total, count = total + float(kl.double().sum()), count + len(kl)
     return total / count
-

@@ -33,8 +33,7 @@ def final_states(
     stage: str = "evaluate",
 ) -> Tensor:
     """Hidden states [sequences, length, width] float32 after the last block, sites replaced by `weights`."""
-    settings = StreamSettings(batch=max(1, 2048 // tokens.tokens.shape[1]))
-    stream = Stream(model, sites, tokens, compute, states, settings, progress)
+    stream = Stream(model, sites, tokens, compute, states, StreamSettings.for_length(tokens.length), progress)
     stream.forward(weights, stage=stage)
     result = torch.cat([hidden.to("cpu") for _, hidden in stream.final_states()])
     states.clear()

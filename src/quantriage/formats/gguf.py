@@ -97,11 +97,11 @@ def open_gguf_weights(path: Path) -> GGUFWeights:
     if not isinstance(architecture, str):
         raise CheckpointError(f"{path}: general.architecture is {architecture!r}; expected a name")
     try:
-        parsed = load_gguf_checkpoint(str(path), return_tensors=False)["config"]  # type: ignore[no-untyped-call]
+        parsed = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
         config = CONFIG_MAPPING[parsed["model_type"]].from_dict(dict(parsed))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config)
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed)
         name_map = get_gguf_hf_weights_map(model, processor)
     except (
         OSError,

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from quantriage.errors import ArchitectureError, CheckpointError
 from quantriage.formats.checkpoint import Checkpoint
-from quantriage.model.layout import Layout, Piece, parameter_layout
+from quantriage.model.layout import Piece, parameter_layout
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ class CausalModel:
         # Fused experts run as a loop of `linear` calls, which is what the capture can see.
         self.config._experts_implementation = "eager"
         self._skeleton = _build_skeleton(self.config)
-        self._layout = parameter_layout(
-            self._skeleton, checkpoint.weights.names(), checkpoint.weights.shape
-        )
+        self._layout = parameter_layout(self._skeleton, checkpoint.weights.names(), checkpoint.weights.shape)
         self.block_path, blocks = _find_blocks(self._skeleton)
         self._templates = list(blocks)
         self._stubs = [_Stub(block) for block in blocks]
@@ -91,7 +89,8 @@ class CausalModel:
         embedding, head = self._skeleton.get_input_embeddings(), self._skeleton.get_output_embeddings()
         if embedding is None or head is None:
             raise ArchitectureError(
-                f"{type(self._skeleton).__name__} has no input embedding or no output head; expected a causal model"
+                f"{type(self._skeleton).__name__} has no input embedding or no output head; "
+                "expected a causal model"
             )
         self._embedding, self._head = embedding, head
         self.vocab_size = int(head.weight.shape[0])
@@ -101,7 +100,7 @@ class CausalModel:
         self._load_outer(lambda name: not self._is_embedding(name) and not self._is_head(name))
         self._check_stack()
 
-    # -- structure -----------------------------------------------------------------------------------------
+    # -- structure
 
     @property
     def block_count(self) -> int:
@@ -170,7 +169,7 @@ class CausalModel:
         for stub in self._stubs:
             stub.call = stub.seen = None
 
-    # -- weights -------------------------------------------------------------------------------------------
+    # -- weights
 
     def _read(self, pieces: tuple[Piece, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         get = self.checkpoint.weights.get
@@ -231,7 +230,7 @@ class CausalModel:
                 module._buffers[leaf] = loaded
         return block.to(self.device).eval()
 
-    # -- running -------------------------------------------------------------------------------------------
+    # -- running
 
     def _run_to_last(self, **inputs: Tensor) -> None:
         self._stubs[-1].stop = True
@@ -288,7 +287,9 @@ class CausalModel:
         out = block(hidden, *call.args, **call.kwargs)
         result = out[0] if isinstance(out, tuple) else out
         if not isinstance(result, Tensor):
-            raise ArchitectureError(f"a block returned {type(result).__name__}, expected a hidden state tensor")
+            raise ArchitectureError(
+                f"a block returned {type(result).__name__}, expected a hidden state tensor"
+            )
         return result
 
     def set_block_returns_tuple(self, value: bool) -> None:

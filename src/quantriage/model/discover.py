@@ -39,9 +39,7 @@ class _Product:
         self.after_attention = call.after_attention
 
 
-def _watch(
-    model: CausalModel, template: nn.Module, hidden: torch.Tensor, call: BlockCall
-) -> list[_Product]:
+def _watch(model: CausalModel, template: nn.Module, hidden: torch.Tensor, call: BlockCall) -> list[_Product]:
     """Products of one block in run order, from a run with small random weights."""
     block = _randomized(template, model.device)
     products: dict[str, _Product] = {}
@@ -94,9 +92,7 @@ def _sites_of(
     return _with_fusion(found)
 
 
-def _site(
-    index: int, product: _Product, piece: Piece, shape: tuple[int, ...], category: str
-) -> Site:
+def _site(index: int, product: _Product, piece: Piece, shape: tuple[int, ...], category: str) -> Site:
     rows, columns = shape[-2:]
     if product.transposed:
         rows, columns = columns, rows
@@ -117,6 +113,7 @@ def _site(
 
 def _with_fusion(sites: list[Site]) -> list[Site]:
     """Serving engines fuse matrices that read one input (q/k/v, gate/up), and all experts of a block."""
+
     def key(site: Site) -> tuple[str, int]:
         return ("experts", 0) if site.category == "expert" else ("input", site.input_group)
 

@@ -119,9 +119,7 @@ def _add_tied(skeleton: PreTrainedModel, layout: Layout) -> None:
             layout[source] = layout[target]
 
 
-def _check(
-    expected: dict[str, Tensor], layout: Layout, shape_of: Callable[[str], tuple[int, ...]]
-) -> None:
+def _check(expected: dict[str, Tensor], layout: Layout, shape_of: Callable[[str], tuple[int, ...]]) -> None:
     for name, tensor in expected.items():
         if name not in layout:
             raise CheckpointError(

@@ -21,7 +21,7 @@ class HessianSum:
         self.tokens = 0
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """Add `inputs` [n, in] with non-negative token `weights` [n]. Peak memory: a float32 copy of inputs."""
+        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a float32 copy of inputs."""
         rows = inputs.float()
         if weights is not None:
             rows = rows * weights.float().sqrt().unsqueeze(1)
@@ -29,11 +29,9 @@ class HessianSum:
         if rows.device.type != "cpu":
             self._sum.addmm_(rows.T, rows)
             return
-        # BLAS reads our row-major [n, in] as a column-major [in, n]; one triangle costs half of a full product.
+        # BLAS reads our row-major [n, in] as a column-major [in, n]; one triangle costs half a full product.
         # Its upper triangle, column-major, is our lower triangle.
-        blas.ssyrk(
-            1.0, rows.contiguous().numpy().T, beta=1.0, c=self._sum.numpy().T, lower=0, overwrite_c=1
-        )
+        blas.ssyrk(1.0, rows.contiguous().numpy().T, beta=1.0, c=self._sum.numpy().T, lower=0, overwrite_c=1)
 
     def merge(self, other: "HessianSum") -> None:
         """Add another sum over other tokens."""

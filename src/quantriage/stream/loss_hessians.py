@@ -17,7 +17,6 @@ from quantriage.stream.hessian import HessianSum
 from quantriage.stream.site_products import InputKey, SiteProducts, input_key, output_rows
 from quantriage.stream.stream import BlockGradients
 
-
 FLOOR = 0.5
 """Share of the mean weight that every token keeps. One sampled label per token makes a noisy weight with a
 heavy tail; without a floor a few tokens decide the Hessian (ablation in docs/lab-log.md)."""

@@ -10,5 +10,5 @@ class Progress(Protocol):
         """Note that `done` of `total` steps of `stage` are finished."""
 
 
-def silent(stage: str, done: int, total: int) -> None:  # noqa: ARG001
+def silent(stage: str, done: int, total: int) -> None:
     """Progress that goes nowhere."""

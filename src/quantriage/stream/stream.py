@@ -27,14 +27,19 @@ SiteWeights = Mapping[str, Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """`batch`: sequences that pass a block together. `head_rows`: positions for which logits exist at once."""
+    """`batch`: sequences that pass a block together. `head_rows`: positions whose logits exist at once."""
 
     batch: int = 8
     head_rows: int = 1024
 
+    @staticmethod
+    def for_length(length: int) -> "StreamSettings":
+        """About 2048 tokens a batch: larger ones fall out of the processor's cache (docs/lab-log.md)."""
+        return StreamSettings(batch=max(1, 2048 // length))
+
 
 class Stream:
-    """One token set travelling through one model. Methods leave the states where the next one expects them."""
+    """One token set on its way through one model. Methods leave states where the next one expects them."""
 
     def __init__(
         self,
@@ -43,7 +48,7 @@ class Stream:
         tokens: TokenSet,
         compute: Compute,
         states: StateStore,
-        settings: StreamSettings = StreamSettings(),  # noqa: B008 - frozen
+        settings: StreamSettings = StreamSettings(),
         progress: Progress = silent,
     ) -> None:
         self.model, self.tokens, self.compute, self.states = model, tokens, compute, states
@@ -57,7 +62,7 @@ class Stream:
         """Tokens [b, t] of the batch that begins at sequence `start`."""
         return self.tokens.tokens[start : start + self.settings.batch]
 
-    # -- forward -------------------------------------------------------------------------------------------
+    # -- forward
 
     def embed(self) -> None:
         """Put the states of boundary 0 in the store."""
@@ -116,7 +121,7 @@ class Stream:
             with CaptureWeightCalls(block, partial(on_call, start)):
                 self.run(index, block, self.hidden(index, start))
 
-    # -- backward ------------------------------------------------------------------------------------------
+    # -- backward
 
     def head_gradients(self, generator: torch.Generator) -> None:
         """Gradient at the last boundary of -log p(label), labels sampled from the model itself.
@@ -145,7 +150,7 @@ class Stream:
     def backward(
         self, on_block: Callable[[int, nn.Module, "BlockGradients"], None], stage: str = "backward"
     ) -> None:
-        """From the last block to the first: give `on_block` each block with a way to run it with gradients."""
+        """Last block to first: give `on_block` each block with a way to run it with gradients."""
         for index in reversed(range(self.model.block_count)):
             block = self.load(index)
             on_block(index, block, BlockGradients(self, index, block))
@@ -167,9 +172,7 @@ class BlockGradients:
             calls: list[WeightCall] = []
             hidden = stream.hidden(self.index, start).float().requires_grad_(True)
             with stream.compute.autocast(), CaptureWeightCalls(self.block, calls.append):
-                out = stream.model.run_block(
-                    self.block, hidden, stream.call(self.index, hidden.shape[0])
-                )
+                out = stream.model.run_block(self.block, hidden, stream.call(self.index, hidden.shape[0]))
             above = stream.states.get(f"g/{start}").to(out.device)
             outputs = [call.output for call in calls]
             gradients = torch.autograd.grad(out, [hidden, *outputs], above.to(out.dtype), allow_unused=True)

@@ -14,13 +14,15 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from quantriage.errors import UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.protocol import MethodResult, SiteStatistics
-from quantriage.methods.registry import METHODS
+from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS
 from quantriage.model.site import ModelMap, Site, read_site
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.numerics.weight_error import weight_error
+from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, QuantizedSite, WeightError
 from quantriage.stream.hessian import HessianSum
@@ -55,26 +57,38 @@ def fill_bank(
     bank: CandidateBank,
     ledger: Ledger,
     seed: int,
-    loss_weighted: bool = True,
 ) -> list[QuantizedSite]:
     """Write the candidates of all blocks to `bank`; returns one record for each site and scheme.
 
+    All sites share one kind of Hessian: UsageError if loss-weighted and unweighted methods are mixed.
     Peak memory: one block, its Hessians, one input's factorization, and the stream's state budget.
     """
-    done = ledger.completed()
-    if not all(_step(block) in done for block in range(model_map.blocks)):
+
+    def commit(index: int, block: nn.Module, hessians: dict[InputKey, HessianSum]) -> None:
+        sites = [s for s in model_map.in_block(index) if s.name in wanted]
+        candidates, records = _quantize_block(block, sites, hessians, wanted)
+        digest = bank.write(index, candidates)
+        ledger.commit(_step(index), digest, {"sites": msgspec.to_builtins(records)})
+
+    used = {want.method for want in wanted.values()}
+    missing = [b for b in range(model_map.blocks) if _step(b) not in ledger.completed()]
+    if missing and used <= DATA_FREE:
+        for index in missing:
+            commit(index, stream.load(index), {})
+            stream.progress("quantize", index + 1, model_map.blocks)
+    elif missing:
+        weighted = used - DATA_FREE <= LOSS_WEIGHTED
+        if not weighted and used & LOSS_WEIGHTED:
+            raise UsageError(f"methods {sorted(used)} need different Hessians; use one of them in a run")
         stream.forward(keep=True, stage="calibrate: forward")
         stream.head_gradients(torch.Generator().manual_seed(seed))
 
         def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
-            if _step(index) in ledger.completed():
+            if index not in missing:
                 gradients.run(lambda *_: None)
                 return
             sites = tuple(s for s in model_map.in_block(index) if s.name in wanted)
-            hessians = loss_hessians(gradients, sites, loss_weighted)
-            candidates, records = _quantize_block(block, sites, hessians, wanted)
-            digest = bank.write(index, candidates)
-            ledger.commit(_step(index), digest, {"sites": msgspec.to_builtins(records)})
+            commit(index, block, loss_hessians(gradients, sites, weighted))
 
         stream.backward(on_block, stage="quantize")
         stream.states.clear()
@@ -87,6 +101,16 @@ def _step(block: int) -> str:
     return f"block-{block}"
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Sites of a block that read one input and are wanted in the same schemes."""
+
+    sites: tuple[Site, ...]
+    weights: tuple[Tensor, ...]  # [out, in] each
+    wanted: Wanted
+    statistics: SiteStatistics
+
+
 def _quantize_block(
     block: nn.Module,
     sites: Sequence[Site],
@@ -97,27 +121,48 @@ def _quantize_block(
     for site in sites:
         if wanted[site.name].schemes:
             by_input.setdefault((input_key(site), wanted[site.name]), []).append(site)
+    statistics = {
+        key: _statistics(hessians.pop(key, None), members[0].shape[1])
+        for (key, _), members in by_input.items()
+    }
+    groups = [
+        _Group(
+            tuple(members),
+            tuple(read_site(block, site).float().contiguous() for site in members),
+            want,
+            statistics[key],
+        )
+        for (key, want), members in by_input.items()
+    ]
     candidates: dict[tuple[str, Scheme], QuantizedTensor] = {}
     records: list[QuantizedSite] = []
-    remaining = {key: sum(k == key for k, _ in by_input) for key in hessians}
-    statistics: dict[InputKey, SiteStatistics] = {}
-    for (key, want), group in by_input.items():
-        start = time.perf_counter()
-        if key not in statistics:
-            statistics[key] = SiteStatistics(hessians[key].value(), hessians.pop(key).tokens)
-        weights = [read_site(block, site).float() for site in group]
-        results = METHODS[want.method].quantize_many(weights, statistics[key], want.schemes)
-        nearest = METHODS["rtn"].quantize_many(weights, statistics[key], want.schemes)
-        seconds = (time.perf_counter() - start) / (len(group) * len(want.schemes))
-        for site, weight, of_site, plain in zip(group, weights, results, nearest, strict=True):
-            for scheme, result, rtn in zip(want.schemes, of_site, plain, strict=True):
-                candidates[site.name, scheme] = result.quantized
-                tokens = statistics[key].tokens
-                records.append(_record(site, scheme, want.method, weight, result, rtn, tokens, seconds))
-        remaining[key] -= 1
-        if remaining[key] == 0:
-            del statistics[key]
+    for found in threads(_quantize_group, groups):
+        for site_name, scheme, quantized, record in found:
+            candidates[site_name, scheme] = quantized
+            records.append(record)
     return candidates, records
+
+
+def _quantize_group(group: _Group) -> list[tuple[str, Scheme, QuantizedTensor, QuantizedSite]]:
+    start = time.perf_counter()
+    schemes, method = group.wanted.schemes, group.wanted.method
+    results = METHODS[method].quantize_many(group.weights, group.statistics, schemes)
+    nearest = METHODS["rtn"].quantize_many(group.weights, group.statistics, schemes)
+    seconds = (time.perf_counter() - start) / (len(group.sites) * len(schemes))
+    found = []
+    for site, weight, of_site, plain in zip(group.sites, group.weights, results, nearest, strict=True):
+        for scheme, result, rtn in zip(schemes, of_site, plain, strict=True):
+            tokens = group.statistics.tokens
+            record = _record(site, scheme, method, weight, result, rtn, tokens, seconds)
+            found.append((site.name, scheme, result.quantized, record))
+    return found
+
+
+def _statistics(total: HessianSum | None, width: int) -> SiteStatistics:
+    """The Hessian of one input; the identity for methods that need none."""
+    if total is None:
+        return SiteStatistics(torch.eye(width), 0)
+    return SiteStatistics(total.value(), total.tokens)
 
 
 def _record(

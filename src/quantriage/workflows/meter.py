@@ -47,7 +47,13 @@ class Meter:
         """The reference's final states [sequences, length, width], from the cache or computed."""
         if "states" not in self._reference:
             self._reference["states"] = cached_reference(
-                self.model, self.map.sites, self.tokens, self.compute, self._states(), self.cache, self.progress
+                self.model,
+                self.map.sites,
+                self.tokens,
+                self.compute,
+                self._states(),
+                self.cache,
+                self.progress,
             )
         return self._reference["states"]
 

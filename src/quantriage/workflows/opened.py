@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from quantriage.data.token_set import Role, TokenSet
-from quantriage.data.windows import WindowSpec, build_tokens, check_vocabulary
+from quantriage.data.windows import build_tokens, check_vocabulary
 from quantriage.formats.checkpoint import Checkpoint, open_checkpoint
 from quantriage.formats.tokenizers import Tokenizer
 from quantriage.model.causal import CausalModel
@@ -27,10 +27,17 @@ class OpenedModel:
     map: ModelMap
     compute: Compute
 
-    def tokens(self, paths: Sequence[Path], spec: WindowSpec, role: Role) -> TokenSet:
+    @property
+    def label(self) -> str:
+        """A short name for titles."""
+        return self.checkpoint.path.stem if self.checkpoint.path.is_file() else self.checkpoint.path.name
+
+    def tokens(
+        self, paths: Sequence[Path], sequences: int, length: int, role: Role, seed: int = 0
+    ) -> TokenSet:
         """Windows of text in this model's tokens; DataError if they do not fit the model."""
         tokenizer: Tokenizer = self.checkpoint.tokenizer()
-        tokens = build_tokens(paths, tokenizer, spec, role)
+        tokens = build_tokens(paths, tokenizer, sequences, length, seed, role)
         check_vocabulary(tokenizer, self.model.vocab_size, [tokens])
         return tokens
 

@@ -1,0 +1,97 @@
+"""`evaluate`: a candidate checkpoint, in any format that is read, against its reference."""
+
+import tempfile
+from pathlib import Path
+
+from quantriage.errors import ArchitectureError
+from quantriage.evaluate.summary import Subject, summarize
+from quantriage.records.lock import make_lock
+from quantriage.records.run_dir import LOCK, PROOF, SUMMARY, RunDir
+from quantriage.records.types import Proof, RunSummary
+from quantriage.report.render import render
+from quantriage.stream.compute import choose_compute, exact
+from quantriage.stream.progress import Progress, silent
+from quantriage.workflows.meter import Meter
+from quantriage.workflows.opened import OpenedModel, open_model
+from quantriage.workflows.options import EvaluateOptions
+from quantriage.workflows.prove import assemble_proof, noise_floor, stored_sites
+from quantriage.workflows.stages import StageClock
+
+
+def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
+    """Perplexity, KL, agreement and flips on identical tokens, in float32, with the noise floor."""
+    clock = StageClock()
+    with clock.stage("open"):
+        reference = open_model(options.reference, options.device)
+        candidate = open_model(options.candidate, options.device)
+        _refuse_other_shape(reference, candidate)
+        tokens = reference.tokens(options.text, options.sequences, options.length, "evaluation")
+    with tempfile.TemporaryDirectory(prefix="quantriage-") as scratch, clock.stage("evaluate"):
+        cache = options.run / "cache" if options.run is not None else Path(scratch) / "cache"
+        meter = Meter(
+            reference.model,
+            reference.map,
+            tokens,
+            exact(options.device),
+            cache,
+            Path(scratch),
+            int(options.state_gb * 1e9),
+            progress,
+            "evaluate",
+        )
+        scores = meter.model_scores(candidate.model, candidate.map)
+        tokenizer = reference.checkpoint.tokenizer()
+        bits, body = stored_sites(candidate)
+        subject = Subject(
+            candidate.label,
+            "candidate",
+            bits,
+            body,
+            candidate.checkpoint.file_bytes,
+            options.candidate,
+            candidate.checkpoint.digest(),
+        )
+        result = summarize(subject, scores, tokens.tokens, lambda ids: str(tokenizer.decode(list(ids))))
+        floor = noise_floor(meter, choose_compute(options.device, reference.model.hidden_size))
+    proof = assemble_proof([], result, [floor], tokens.digest)
+    if options.run is not None:
+        run = RunDir(options.run)
+        run.write(PROOF, proof)
+        run.write(
+            LOCK,
+            make_lock(
+                command="evaluate",
+                model_source=reference.source,
+                model_digest=reference.checkpoint.digest(),
+                data=[tokens.identity("evaluation")],
+                seed=0,
+                settings={"candidate": options.candidate, "candidate_digest": candidate.checkpoint.digest()},
+                hardware=reference.hardware(),
+            ),
+        )
+        summary = RunSummary(
+            title=f"{candidate.label} against {reference.label}",
+            model=options.reference,
+            target="",
+            budget=None,
+            verdict=None,
+            stages=tuple(clock.stages),
+            findings=(),
+        )
+        run.write(SUMMARY, summary)
+        render(options.run)
+    return proof
+
+
+def _refuse_other_shape(reference: OpenedModel, candidate: OpenedModel) -> None:
+    ours, theirs = reference.model, candidate.model
+    for what, left, right in (
+        ("blocks", ours.block_count, theirs.block_count),
+        ("width", ours.hidden_size, theirs.hidden_size),
+        ("vocabulary", ours.vocab_size, theirs.vocab_size),
+    ):
+        if left != right:
+            raise ArchitectureError(
+                f"{candidate.source} has {what} {right}, the reference {reference.source} has {left}: "
+                "they are not the same model; give the reference that the candidate was made from"
+            )

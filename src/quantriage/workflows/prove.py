@@ -1,0 +1,102 @@
+"""The proof: the saved directory and its rivals on held-out text, in float32, sequence by sequence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantriage.evaluate.compare_states import compare_states
+from quantriage.evaluate.intervals import compare, perplexity_interval
+from quantriage.evaluate.reference_states import final_states
+from quantriage.evaluate.summary import Decode, Kind, Subject, summarize
+from quantriage.evaluate.token_scores import TokenScores
+from quantriage.formats.bank import CandidateBank
+from quantriage.formats.compressed_tensors import stored_bytes
+from quantriage.records.types import Comparison, EvalResult, NoiseFloor, Proof
+from quantriage.stream.compute import Compute
+from quantriage.stream.states import StateStore
+from quantriage.workflows.meter import Meter, Schemes
+from quantriage.workflows.opened import OpenedModel, open_model
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An assignment to evaluate beside the shipped one. `rounding`: "gptq" from the bank, or "rtn"."""
+
+    label: str
+    kind: Kind
+    schemes: Schemes
+    bits_per_weight: float
+    body_bytes: int
+    rounding: str = "gptq"
+
+
+def evaluate_rival(meter: Meter, rival: Rival, bank: CandidateBank | None, decode: Decode) -> EvalResult:
+    """One rival, in memory, on the meter's tokens."""
+    if rival.rounding == "rtn":
+        scores = meter.nearest(rival.schemes)
+    elif bank is None:
+        raise ValueError(f"{rival.label}: needs the bank of candidates")
+    else:
+        scores = meter.mix(bank, rival.schemes)
+    subject = Subject(rival.label, rival.kind, rival.bits_per_weight, rival.body_bytes)
+    return summarize(subject, scores, meter.tokens.tokens, decode)
+
+
+def evaluate_saved(
+    meter: Meter, directory: Path, label: str, kind: Kind, body: tuple[float, int], decode: Decode
+) -> EvalResult:
+    """The checkpoint as it lies on disk, read by our reader. body: bits per weight and bytes of the sites."""
+    opened = open_model(str(directory), str(meter.compute.device))
+    scores = meter.model_scores(opened.model, opened.map)
+    size = sum(f.stat().st_size for f in directory.iterdir() if f.is_file())
+    subject = Subject(label, kind, body[0], body[1], size, str(directory), opened.checkpoint.digest())
+    return summarize(subject, scores, meter.tokens.tokens, decode)
+
+
+def noise_floor(meter: Meter, other: Compute) -> NoiseFloor:
+    """KL and flips of the reference against itself computed in another dtype."""
+    states = final_states(
+        meter.model, meter.map.sites, meter.tokens, other, StateStore(meter.spill, meter.state_bytes)
+    )
+    exactly, roughly = meter.reference(), states
+    scores = compare_states(meter.model, exactly, meter.model, roughly, meter.tokens, meter.compute)
+    return NoiseFloor(
+        dtype=other.dtype_name,
+        kl=float(scores.kl.double().mean()),
+        flips=1.0 - float(scores.agreement.double().mean()),
+    )
+
+
+def assemble_proof(
+    results: Sequence[EvalResult], shipped: EvalResult, floors: Sequence[NoiseFloor], tokens_digest: str
+) -> Proof:
+    """Results, shipped last, with the paired comparison of the shipped one against each rival."""
+    comparisons: tuple[Comparison, ...] = tuple(compare(shipped, result) for result in results)
+    return Proof(
+        reference_perplexity=perplexity_interval(shipped.sequences.reference_nll),
+        results=(*results, shipped),
+        comparisons=comparisons,
+        noise_floor=tuple(floors),
+        tokens_digest=tokens_digest,
+    )
+
+
+def sequence_kl(scores: TokenScores) -> list[float]:
+    """Mean KL of each sequence."""
+    means: torch.Tensor = scores.kl.double().mean(dim=1)
+    return [float(v) for v in means]
+
+
+def stored_sites(opened: OpenedModel) -> tuple[float, int]:
+    """Bits per weight over the sites of a checkpoint as stored, and their bytes."""
+    weights = opened.checkpoint.weights
+    dense = opened.checkpoint.stored_dtype.itemsize
+    total = count = 0
+    for site in opened.map.sites:
+        numel = site.shape[0] * site.shape[1]
+        quantized = weights.quantized(site.name)
+        total += numel * dense if quantized is None else stored_bytes(quantized.scheme, site.shape)
+        count += numel
+    return 8 * total / count, total

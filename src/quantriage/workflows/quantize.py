@@ -1,0 +1,109 @@
+"""`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
+
+from quantriage.errors import UsageError
+from quantriage.methods.registry import METHODS
+from quantriage.numerics.quantized import QuantizedTensor
+from quantriage.numerics.schemes import Scheme
+from quantriage.plan.plan_file import from_yaml
+from quantriage.records.ledger import Ledger
+from quantriage.records.lock import make_lock
+from quantriage.records.run_dir import LOCK, PLAN, QUANTIZED, SITES, SUMMARY, RunDir
+from quantriage.records.types import Plan, RunSummary
+from quantriage.report.render import render
+from quantriage.stream.progress import Progress, silent
+from quantriage.workflows.export import export, refuse_unsupported, scale_dtype
+from quantriage.workflows.fill_bank import Wanted
+from quantriage.workflows.opened import OpenedModel, open_model
+from quantriage.workflows.options import QuantizeOptions
+from quantriage.workflows.plan import uniform_plan
+from quantriage.workflows.rounding import LEDGER, round_candidates
+from quantriage.workflows.stages import StageClock
+
+
+def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummary:
+    """Round every site as planned and export; resumes a killed run in the same run folder."""
+    clock = StageClock()
+    folder = options.run_folder
+    run = RunDir(folder)
+    with clock.stage("open"):
+        opened = open_model(options.model, options.device)
+        plan = _resolve_plan(options, opened)
+        scales = scale_dtype(opened.checkpoint)
+        schemes = {a.site: Scheme.parse(a.scheme, scales) for a in plan.assignments if a.scheme != "none"}
+        refuse_unsupported(opened.map, schemes)
+        tokens = opened.tokens(
+            options.calibration, options.sequences, options.length, "calibration", options.seed
+        )
+        digest = opened.checkpoint.digest()
+    run.write(PLAN, plan)
+    run.write_many(SITES, [site.info() for site in opened.map.sites])
+    methods = {a.site: a.method for a in plan.assignments}
+    settings: dict[str, str | int | float | bool | None] = {
+        "verb": "quantize",
+        "model": digest,
+        "calibration": tokens.digest,
+        "seed": options.seed,
+        "plan": " ".join(f"{a.site}={a.scheme}/{a.method}" for a in plan.assignments),
+    }
+    ledger = Ledger(folder / LEDGER, settings)
+    with clock.stage("quantize"):
+        wanted = {name: Wanted((scheme,), methods[name]) for name, scheme in schemes.items()}
+        bank, records = round_candidates(
+            opened, tokens, wanted, folder, ledger, options.seed, options.state_bytes, progress
+        )
+    run.write_many(QUANTIZED, records)
+    with clock.stage("export"):
+        sites = opened.map.by_name()
+
+        def banked(name: str) -> QuantizedTensor:
+            return bank.read(sites[name].block, name, schemes[name])
+
+        files = export(opened.model, opened.map, schemes, banked, options.out, options.replace)
+    run.write(
+        LOCK,
+        make_lock(
+            command="quantize",
+            model_source=opened.source,
+            model_digest=digest,
+            data=[tokens.identity("calibration")],
+            seed=options.seed,
+            settings={"target": options.target, "scheme": options.scheme, "method": options.method},
+            hardware=opened.hardware(),
+            output_files=files,
+        ),
+    )
+    summary = RunSummary(
+        title=f"Quantized {opened.label}",
+        model=opened.source,
+        target=options.target,
+        budget=None,
+        verdict=None,
+        stages=tuple(clock.stages),
+        findings=tuple(f for r in records for f in r.findings) + plan.findings,
+    )
+    run.write(SUMMARY, summary)
+    render(folder)
+    return summary
+
+
+def _resolve_plan(options: QuantizeOptions, opened: OpenedModel) -> Plan:
+    """The plan file, checked against the model, or one scheme for every site."""
+    scales = scale_dtype(opened.checkpoint)
+    infos = [site.info() for site in opened.map.sites]
+    if (options.plan is None) == (options.scheme is None):
+        raise UsageError("give either --plan FILE or --scheme, such as --scheme w4a-g64")
+    if options.method not in METHODS:
+        raise UsageError(f"method {options.method!r}: expected one of {', '.join(METHODS)}")
+    if options.scheme is not None:
+        return uniform_plan(infos, options.scheme, options.target, options.method, scales)
+    assert options.plan is not None
+    if not options.plan.is_file():
+        raise UsageError(
+            f"{options.plan}: no such plan file; `quantriage plan RUN --bpw N --out FILE` makes one"
+        )
+    text = options.plan.read_text(encoding="utf-8")
+    plan = from_yaml(text, infos, options.target, scales)
+    unknown = sorted({a.method for a in plan.assignments} - METHODS.keys())
+    if unknown:
+        raise UsageError(f"{options.plan}: unknown methods {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    return plan

@@ -1,0 +1,43 @@
+"""One sentence from the proof."""
+
+from quantriage.records.types import EvalResult, Proof, Verdict
+
+
+def judge(proof: Proof, shipped: EvalResult, rtn_label: str) -> Verdict:
+    """Proven: the saved checkpoint's KL is no higher than that of any uniform rival in the proof."""
+    uniforms = [r for r in proof.results if r.kind == "uniform" and r.label != rtn_label]
+    rtn = next((r for r in proof.results if r.label == rtn_label), None)
+    best = min(uniforms, key=lambda r: r.kl.value, default=None)
+    proven = best is None or shipped.kl.value <= best.kl.value
+    return Verdict(
+        sentence=_sentence(shipped, best, rtn, proven, proof),
+        proven=proven,
+        shipped=shipped.label,
+        kl=shipped.kl.value,
+        best_uniform_kl=None if best is None else best.kl.value,
+        rtn_kl=None if rtn is None else rtn.kl.value,
+        perplexity=shipped.perplexity.value,
+        reference_perplexity=proof.reference_perplexity.value,
+        bits_per_weight=shipped.bits_per_weight,
+    )
+
+
+def _sentence(
+    shipped: EvalResult, best: EvalResult | None, rtn: EvalResult | None, proven: bool, proof: Proof
+) -> str:
+    parts = [
+        f"At {shipped.bits_per_weight:.2f} bits per weight the saved checkpoint is {shipped.kl.value:.4f} "
+        f"nats per token from the original (perplexity {shipped.perplexity.value:.2f} against "
+        f"{proof.reference_perplexity.value:.2f})"
+    ]
+    if rtn is not None and rtn.kl.value > 0:
+        parts.append(f"{_less(shipped, rtn)} than plain rounding ({rtn.label}, {rtn.kl.value:.4f})")
+    if best is not None and best.label != shipped.label:
+        parts.append(f"{_less(shipped, best)} than the best uniform of no more bytes ({best.label})")
+    ending = "." if proven else "; NOT proven: a uniform baseline of no more bytes is closer to the original."
+    return ", ".join(parts) + ending
+
+
+def _less(shipped: EvalResult, rival: EvalResult) -> str:
+    change = 1 - shipped.kl.value / rival.kl.value
+    return f"{abs(change):.0%} {'less' if change >= 0 else 'more'}"
