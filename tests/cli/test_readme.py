@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 from word_model import save_model, save_text
 
 import quantriage
+from quantriage.cli.app import COMMANDS, application
 from quantriage.cli.command import NOT_PROVEN
-from quantriage.cli.recover import outcome
 from quantriage.records.run_dir import PROOF, SUMMARY, RunDir
 from quantriage.records.types import Proof, RunSummary
 
@@ -49,22 +50,26 @@ def test_the_example_leaves_a_checkpoint_a_report_and_a_verdict(ran: tuple[Path,
     assert summary.verdict.bits_per_weight <= 4.5
 
 
-def test_the_command_line_shows_every_evaluation_and_the_exit_code_of_the_proof(
-    ran: tuple[Path, str],
-) -> None:
+def test_the_command_line_resumes_the_same_run_and_shows_every_evaluation(ran: tuple[Path, str]) -> None:
     folder, _ = ran
     run = RunDir(folder / "my-model-4.5bpw.run")
     summary, proof = run.read(SUMMARY, RunSummary), run.read(PROOF, Proof)
-    shown = outcome(summary, run.path, folder / "my-model-4.5bpw")
+    settings = ["--target", "transformers", "--sequences", "16", "--length", "128", "--replace"]
+    settings += ["--evaluation-sequences", "8", "--evaluation-length", "128", "--bpw", "4.5"]
+    texts = ("--calibration", folder / "calibration.txt", "--evaluate", folder / "held-out.txt")
+    arguments = ("recover", folder / "my-model", *texts, "--out", folder / "my-model-4.5bpw", *settings)
+    done = CliRunner().invoke(application(), [str(a) for a in arguments])
     assert summary.verdict is not None
-    assert shown.exit_code == (0 if summary.verdict.proven else NOT_PROVEN)
-    table = next(line for line in shown.lines if not isinstance(line, str))
-    assert table.row_count == len(proof.results)  # type: ignore[union-attr]
+    assert done.exit_code == (0 if summary.verdict.proven else NOT_PROVEN), done.stderr
+    assert done.stdout.splitlines()[0] == summary.verdict.sentence
+    for result in proof.results:
+        assert result.label in done.stdout
+        assert f"{result.kl.value:.4f} [{result.kl.low:.4f}, {result.kl.high:.4f}]" in done.stdout
+    assert "quantize" not in done.stderr  # rounded by the first run, taken from its bank
+    assert "prove" in done.stderr
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    from quantriage.cli.app import COMMANDS
-
     known = {command.name: {p.flag for p in command.parameters()} for command in COMMANDS}
     lines = re.findall(r"^quantriage (\w+)(.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(lines) >= 6
