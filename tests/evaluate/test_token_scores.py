@@ -66,6 +66,15 @@ def test_never_negative_however_close(noise):
         assert (token_kl(reference, candidate) >= 0).all()
 
 
+@pytest.mark.parametrize(("noise", "tolerance"), [(1e-4, 1e-2), (1e-3, 1e-3), (1e-2, 1e-4)])
+def test_a_kl_of_a_billionth_is_still_measured(noise, tolerance):
+    """The noise floor of float32 lies near 1e-9; relative error falls as the logits' distance grows."""
+    reference, candidate, _ = logits(noise)
+    left, right = in_double(reference), in_double(candidate)
+    kl = rel_entr(np.exp(left), np.exp(right)).sum(axis=-1)
+    np.testing.assert_allclose(token_kl(reference, candidate), kl, rtol=tolerance)
+
+
 def test_a_shift_of_all_logits_changes_nothing():
     reference, candidate, _ = logits(0.5)
     # adding 100 rounds a float32 logit by up to 4e-6
@@ -78,6 +87,10 @@ def test_a_confident_contradiction_stays_finite():
     reference = torch.tensor([[200.0, 0.0, 0.0]])
     candidate = torch.tensor([[0.0, 200.0, 0.0]])
     np.testing.assert_allclose(token_kl(reference, candidate), [200.0], rtol=1e-6)
+    mild, likely = torch.tensor([[0.0, -45.0]]), torch.tensor([[-3.0, 0.0]])
+    left, right = in_double(mild), in_double(likely)
+    expected = rel_entr(np.exp(left), np.exp(right)).sum(axis=-1)
+    np.testing.assert_allclose(token_kl(mild, likely), expected, rtol=1e-6)
 
 
 def test_arguments_are_left_as_they_were():

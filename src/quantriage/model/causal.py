@@ -163,8 +163,8 @@ class CausalModel:
         # The last stub stops the pass, so it is called but its hook does not fire.
         if order != list(range(self.block_count - 1)) or self._stubs[-1].call is None:
             raise ArchitectureError(
-                f"{type(self._skeleton).__name__}: blocks {self.block_path} ran in the order {order}, expected "
-                "each once, first to last; this architecture needs an override"
+                f"{type(self._skeleton).__name__}: blocks {self.block_path} ran in the order {order}, "
+                "expected each once, first to last; this architecture needs an override"
             )
         for stub in self._stubs:
             stub.call = stub.seen = None
