@@ -59,7 +59,7 @@ def _one_swap(stream: Stream, site: Site, scheme: Scheme, rounding: Rounding) ->
     total, count = 0.0, 0
     for start, reference in stream.final_states():
         changed = stream.states.get(f"swap/{start}").to(stream.compute.device)
-        rows = stream.settings.head_rows
+        rows = stream.head_rows
         pairs = zip(reference.flatten(0, 1).split(rows), changed.flatten(0, 1).split(rows), strict=True)
         for left, right in pairs:
             kl = token_kl(stream.model.logits(left), stream.model.logits(right))

@@ -174,7 +174,7 @@ class CausalModel:
     def _read(self, pieces: tuple[Piece, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         get = self.checkpoint.weights.get
         if len(pieces) == 1 and pieces[0].expert is None:
-            value = get(pieces[0].tensor).to(dtype, copy=True)  # the block owns its memory
+            value = get(pieces[0].tensor).to(dtype)  # a private copy-on-write map, if not a copy
         else:
             value = torch.empty(shape, dtype=dtype)
             for piece in pieces:

@@ -27,10 +27,10 @@ SiteWeights = Mapping[str, Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """`batch`: sequences that pass a block together. `head_rows`: positions whose logits exist at once."""
+    """`batch`: sequences that pass a block together. `head_logits`: logits that exist at once."""
 
     batch: int = 8
-    head_rows: int = 1024
+    head_logits: int = 1 << 25
 
     @staticmethod
     def for_length(length: int) -> "StreamSettings":
@@ -54,6 +54,7 @@ class Stream:
         self.model, self.tokens, self.compute, self.states = model, tokens, compute, states
         self.settings, self.progress = settings, progress
         self.sites = sites
+        self.head_rows = max(1, settings.head_logits // model.vocab_size)
         self._calls: dict[int, tuple[BlockCall, ...]] = {}
         count = tokens.tokens.shape[0]
         self.batches = tuple(range(0, count, settings.batch))
@@ -132,7 +133,7 @@ class Stream:
         with self.model.head():
             for start, hidden in self.final_states():
                 flat = hidden.reshape(-1, hidden.shape[-1])
-                parts = [self._sampled_gradient(h, generator) for h in flat.split(self.settings.head_rows)]
+                parts = [self._sampled_gradient(h, generator) for h in flat.split(self.head_rows)]
                 self.states.put(f"g/{start}", torch.cat(parts).view_as(hidden))
 
     def _sampled_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
