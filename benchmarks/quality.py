@@ -39,7 +39,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
                 replace=True,
             )
         )
-        rows.append(_row(arguments, method, out, time.perf_counter() - start, time.process_time() - cpu, text))
+        rows.append(
+            _row(arguments, method, out, time.perf_counter() - start, time.process_time() - cpu, text)
+        )
     if arguments.bpw:
         out = arguments.out / "recover"
         start, cpu = time.perf_counter(), time.process_time()
