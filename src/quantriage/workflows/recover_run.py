@@ -1,0 +1,119 @@
+"""One `recover` run: its options, model, four token sets, records and ledger, as every stage reads them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantriage.data.overlap import check_files, check_overlap
+from quantriage.data.token_set import TokenSet
+from quantriage.records.ledger import Ledger
+from quantriage.records.run_dir import RunDir
+from quantriage.records.types import Finding, SiteInfo
+from quantriage.stream.compute import exact
+from quantriage.stream.progress import Progress
+from quantriage.workflows.meter import Meter
+from quantriage.workflows.opened import OpenedModel
+from quantriage.workflows.options import RecoverOptions
+from quantriage.workflows.rounding import SPILL
+from quantriage.workflows.stages import StageClock
+
+CACHE = "cache"
+_SENSITIVITY_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class RunTokens:
+    """The four token sets of a run; none overlaps the evaluation text."""
+
+    calibration: TokenSet
+    sensitivity: TokenSet
+    selection: TokenSet
+    evaluation: TokenSet
+
+
+@dataclass(frozen=True)
+class RecoverRun:
+    """What every stage of a run reads."""
+
+    options: RecoverOptions
+    opened: OpenedModel
+    tokens: RunTokens
+    records: RunDir
+    ledger: Ledger
+    clock: StageClock
+    progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """Where records, ledger and bank are."""
+        return self.options.run_folder
+
+    @property
+    def infos(self) -> list[SiteInfo]:
+        """The model's sites as records, in run order."""
+        return [site.info() for site in self.opened.map.sites]
+
+    def meter(self, tokens: TokenSet, exactly: bool, stage: str) -> Meter:
+        """Measure on `tokens`, in float32 if `exactly`."""
+        compute = exact(self.options.device) if exactly else self.opened.compute
+        return Meter(
+            self.opened.model,
+            self.opened.map,
+            tokens,
+            compute,
+            self.folder / CACHE,
+            self.folder / SPILL,
+            self.options.state_bytes,
+            self.progress,
+            stage,
+        )
+
+
+def frozen_settings(
+    options: RecoverOptions, opened: OpenedModel, tokens: RunTokens
+) -> dict[str, str | int | float | bool | None]:
+    """What may not change between the start of a run and its resume."""
+    return {
+        "verb": "recover",
+        "model": opened.checkpoint.digest(),
+        "calibration": tokens.calibration.digest,
+        "selection": tokens.selection.digest,
+        "evaluation": tokens.evaluation.digest,
+        "sensitivity": tokens.sensitivity.digest,
+        "bpw": options.bpw,
+        "target": options.target,
+        "mixes": options.mixes,
+        "swaps": options.swaps,
+        "seed": options.seed,
+        "compute": opened.compute.dtype_name,
+    }
+
+
+def read_tokens(options: RecoverOptions, opened: OpenedModel) -> tuple[RunTokens, list[Finding]]:
+    """Calibration and selection are disjoint windows of one draw; evaluation text may share no passage."""
+    check_files(options.calibration, options.evaluate)
+    windows = opened.tokens(
+        options.calibration,
+        options.sequences + options.selection_sequences,
+        options.length,
+        "calibration",
+        options.seed,
+    )
+    calibration, selection = windows.split(options.sequences)
+    short = min(options.length, _SENSITIVITY_LENGTH)
+    part = calibration.take(min(options.sensitivity_sequences, calibration.sequences))
+    sensitivity = TokenSet.of(part.tokens[:, :short], part.source)
+    evaluation = opened.tokens(
+        options.evaluate, options.evaluation_sequences, options.evaluation_length, "evaluation"
+    )
+    tokenizer = opened.checkpoint.tokenizer()
+    share = check_overlap(windows, evaluation, lambda ids: str(tokenizer.decode(list(ids))))
+    findings = []
+    if share > 0:
+        findings.append(
+            Finding(
+                severity="info",
+                code="text-overlap",
+                text=f"{share:.2%} of the evaluation text's passages also occur in the calibration text",
+            )
+        )
+    return RunTokens(calibration, sensitivity, selection, evaluation), findings
