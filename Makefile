@@ -50,7 +50,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)
-	$(BIN)/typer quantriage.cli.app utils docs --name quantriage --output docs/cli.md
+	$(BIN)/python docs/generate.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages
