@@ -183,7 +183,9 @@ class CausalModel:
                 part.copy_(get(piece.tensor))
         if not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
-            names = ", ".join(dict.fromkeys(p.tensor for p in pieces[:3]))
+            # Of a fused parameter's many tensors, only those at fault are named.
+            faulty = dict.fromkeys(p.tensor for p in pieces if not torch.isfinite(get(p.tensor)).all())
+            names = ", ".join(list(faulty)[:3]) or pieces[0].tensor  # none: too large for float32
             raise CheckpointError(
                 f"{names}: {bad} NaN or infinite values; a reference must be finite. "
                 "Get the file again, or repair the training checkpoint it came from"
@@ -302,6 +304,8 @@ class CausalModel:
 
         Peak memory n * vocab floats: the caller chooses n. The final norm and head act position by position.
         """
+        # torch multiplies by a weight on the meta device without complaint and returns noise.
+        assert not self._head.weight.is_meta, "logits are asked for outside `with head()`"
         last = self._stubs[-1]
         last.replacement = hidden.unsqueeze(0)
         try:

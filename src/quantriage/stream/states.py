@@ -49,7 +49,8 @@ class StateStore:
         path = self._folder / f"state-{next(self._numbers)}.bin"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            value.reshape(-1).view(torch.uint8).numpy().tofile(path)
+            # Not numpy's tofile: on a full disk it raises an OSError without an errno.
+            path.write_bytes(value.reshape(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             path.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
