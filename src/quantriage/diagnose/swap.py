@@ -5,7 +5,7 @@ a swap in block i runs blocks i .. last only, half the model on average. Always 
 can lie below the noise of bfloat16.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,23 +29,30 @@ def swap_kl(
 ) -> dict[tuple[str, Scheme], float]:
     """KL in nats per token for every site and scheme in `menus`, on the stream's tokens.
 
-    Cost: sites * schemes * half a forward pass, and the head each time. Memory: two blocks and
-    the reference's log-probabilities of one batch.
+    Cost: sites * schemes * (half a forward pass and the head). Memory: two blocks, the head, the stream's
+    state budget, and the reference's logits, tokens * vocabulary floats: keep the token set small.
     """
     stream.forward(keep=True, stage=f"{stage}: reference")
     total = sum(len(menus.get(site.name, ())) for site in sites)
     found: dict[tuple[str, Scheme], float] = {}
-    with stream.model.head():
+    with stream.model.head(), torch.no_grad():
+        reference = [
+            stream.model.logits(rows)
+            for _, hidden in stream.final_states()
+            for rows in hidden.flatten(0, 1).split(stream.head_rows)
+        ]
         for site in sites:
             for scheme in menus.get(site.name, ()):
-                found[site.name, scheme] = _one_swap(stream, site, scheme, rounding)
+                found[site.name, scheme] = _one_swap(stream, site, scheme, rounding, reference)
                 stream.progress(stage, len(found), total)
     stream.states.clear()
     return found
 
 
 @torch.no_grad()
-def _one_swap(stream: Stream, site: Site, scheme: Scheme, rounding: Rounding) -> float:
+def _one_swap(
+    stream: Stream, site: Site, scheme: Scheme, rounding: Rounding, reference: Sequence[Tensor]
+) -> float:
     block = stream.load(site.block)
     original = read_site(block, site).float().contiguous()
     write_site(block, site, rounding(original, scheme).dequantize())
@@ -56,12 +63,10 @@ def _one_swap(stream: Stream, site: Site, scheme: Scheme, rounding: Rounding) ->
         for start in stream.batches:
             hidden = stream.states.get(f"swap/{start}").to(stream.compute.device)
             stream.states.put(f"swap/{start}", stream.run(index, block, hidden))
-    total, count = 0.0, 0
-    for start, reference in stream.final_states():
+    total, count, chunk = 0.0, 0, 0
+    for start in stream.batches:
         changed = stream.states.get(f"swap/{start}").to(stream.compute.device)
-        rows = stream.head_rows
-        pairs = zip(reference.flatten(0, 1).split(rows), changed.flatten(0, 1).split(rows), strict=True)
-        for left, right in pairs:
-            kl = token_kl(stream.model.logits(left), stream.model.logits(right))
-            total, count = total + float(kl.double().sum()), count + len(kl)
+        for rows in changed.flatten(0, 1).split(stream.head_rows):
+            kl = token_kl(reference[chunk], stream.model.logits(rows))
+            total, count, chunk = total + float(kl.double().sum()), count + len(kl), chunk + 1
     return total / count
