@@ -13,9 +13,8 @@ from quantriage.errors import StorageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.mixes import MixKind, NamedMix, plan_of
-from quantriage.plan.sizes import budget_bytes_for
 from quantriage.plan.targets import menu, target_named
-from quantriage.plan.units import form_units
+from quantriage.plan.units import Unit, form_units
 from quantriage.records.ledger import Ledger
 from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import (
@@ -38,13 +37,13 @@ from quantriage.records.types import (
 )
 from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
-from quantriage.workflows.export import scale_dtype
+from quantriage.workflows.export import refuse_unsupported
 from quantriage.workflows.fill_bank import Wanted
 from quantriage.workflows.opened import open_model
 from quantriage.workflows.options import RecoverOptions
 from quantriage.workflows.recover_run import RecoverRun, frozen_settings, read_tokens
 from quantriage.workflows.rounding import LEDGER, SPILL, round_candidates
-from quantriage.workflows.select import Chosen, Contest, enter, select
+from quantriage.workflows.select import Chosen, Contest, enter, reconsider, rounded_predictions, select
 from quantriage.workflows.sensitivity import (
     Menus,
     base_schemes,
@@ -65,6 +64,8 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
     target_named(options.target)
     with clock.stage("open"):
         opened = open_model(options.model, options.device)
+        menus, _ = menus_for(opened, options.target)
+        refuse_unsupported(opened.map, {name: schemes[0] for name, schemes in menus.items() if schemes})
         tokens, findings = read_tokens(options, opened)
         run = RecoverRun(
             options,
@@ -76,7 +77,10 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
             progress,
         )
     with clock.stage("sensitivity"):
-        contest = _contest(run, findings)
+        predicted = _predictions(run, findings)
+        contest = enter(
+            _units(run, predicted), options.target, run.budget_bytes, options.mixes, run.scale_dtype
+        )
     with clock.stage("rounding"):
         wanted = {name: Wanted(schemes) for name, schemes in contest.schemes_wanted().items()}
         bank, rounded = round_candidates(
@@ -90,6 +94,8 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
             progress,
         )
     with clock.stage("selection"):
+        predicted = rounded_predictions(predicted, rounded, run.scale_dtype)
+        contest = reconsider(contest, _units(run, predicted), predicted, options.mixes)
         chosen = _select(run, contest, bank)
     with clock.stage("proof"):
         winner, files, proof, verdict = ship_and_prove(run, chosen, contest, bank, findings)
@@ -110,7 +116,16 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
     return summary
 
 
-def _contest(run: RecoverRun, findings: list[Finding]) -> Contest:
+Predictions = dict[tuple[str, Scheme], float]
+
+
+def _units(run: RecoverRun, predicted: Predictions) -> tuple[Unit, ...]:
+    """Fused units with the target's schemes that have a prediction."""
+    return form_units(run.infos, lambda shape: menu(run.options.target, shape, run.scale_dtype), predicted)
+
+
+def _predictions(run: RecoverRun, findings: list[Finding]) -> Predictions:
+    """Fisher scores of plain rounding for every site and scheme, from the ladder's records."""
     options, opened = run.options, run.opened
     menus, more = menus_for(opened, options.target)
     findings.extend(more)
@@ -132,22 +147,18 @@ def _contest(run: RecoverRun, findings: list[Finding]) -> Contest:
             )
         write_ladder(run.records, opened, scores, menus, swaps)
         run.ledger.commit("sensitivity", "")
-    scales = scale_dtype(opened.checkpoint)
-    predicted = {
-        (record.site, Scheme.parse(record.scheme, scales)): record.fisher
+    return {
+        (record.site, Scheme.parse(record.scheme, run.scale_dtype)): record.fisher
         for record in run.records.read_many(SENSITIVITY, Sensitivity)
         if record.fisher is not None
     }
-    units = form_units(run.infos, lambda shape: menu(options.target, shape, scales), predicted)
-    budget = budget_bytes_for(options.bpw, run.infos)
-    return enter(units, options.target, budget, options.mixes, options.swaps, scales)
 
 
 def _select(run: RecoverRun, contest: Contest, bank: CandidateBank) -> Chosen:
     """Measure and choose, or take the choice an earlier try committed."""
     meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
     done = run.ledger.completed().get("selection")
-    scales = scale_dtype(run.opened.checkpoint)
+    scales = run.scale_dtype
     if done is None:
         chosen = select(contest, meter, bank, run.infos, run.options.swaps, run.progress)
         payload = {
