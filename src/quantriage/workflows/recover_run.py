@@ -5,11 +5,14 @@ from pathlib import Path
 
 from quantriage.data.overlap import check_files, check_overlap
 from quantriage.data.token_set import TokenSet
+from quantriage.numerics.schemes import ScaleDtype
+from quantriage.plan.sizes import budget_bytes_for
 from quantriage.records.ledger import Ledger
 from quantriage.records.run_dir import RunDir
 from quantriage.records.types import Finding, SiteInfo
 from quantriage.stream.compute import exact
 from quantriage.stream.progress import Progress
+from quantriage.workflows.export import scale_dtype
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import OpenedModel
 from quantriage.workflows.options import RecoverOptions
@@ -46,6 +49,16 @@ class RecoverRun:
     def folder(self) -> Path:
         """Where records, ledger and bank are."""
         return self.options.run_folder
+
+    @property
+    def scale_dtype(self) -> ScaleDtype:
+        """Dtype of stored scales."""
+        return scale_dtype(self.opened.checkpoint)
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the quantizable sites may take."""
+        return budget_bytes_for(self.options.bpw, self.infos)
 
     @property
     def infos(self) -> list[SiteInfo]:
