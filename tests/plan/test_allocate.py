@@ -1,7 +1,11 @@
 """Oracle: enumeration of every mix of tiny problems."""
 
+import json
+import subprocess
+import sys
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +14,21 @@ from tiny_units import free_unit, site
 from quantriage.errors import BudgetError
 from quantriage.plan.allocate import allocate
 from quantriage.plan.sizes import bits_per_weight, budget_bytes_for
+
+# scaled to what the solver's absolute gap of 1e-6 resolves
+ORACLE = """
+import json, sys
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+pairs, budget = json.load(sys.stdin)
+size, cost = np.array(pairs).transpose(2, 0, 1)
+one_each = np.kron(np.eye(len(size)), np.ones(size.shape[1]))
+rows = [LinearConstraint(one_each, 1, 1), LinearConstraint(size.reshape(1, -1) / 1e6, -np.inf, budget / 1e6)]
+scaled = cost.ravel() * 1e4 / cost.min(1).sum()
+found = milp(scaled, integrality=np.ones(cost.size), bounds=Bounds(0, 1), constraints=rows,
+             options={"mip_rel_gap": 0.0})
+print(float(cost.ravel() @ found.x.round()))
+"""
 
 OPTION = st.tuples(st.integers(1, 10**7), st.floats(1e-8, 1.0))
 PROBLEM = st.lists(st.lists(OPTION, min_size=1, max_size=4), min_size=1, max_size=5)
@@ -52,3 +71,23 @@ def test_budget_bytes_round_trip_and_refuse_nonsense():
     assert bits_per_weight(size, sites) <= 4.5 < bits_per_weight(size + 1, sites)
     with pytest.raises(BudgetError, match="positive"):
         budget_bytes_for(float("nan"), sites)
+
+
+def test_hundreds_of_units_are_solved_without_a_word_on_standard_output(capfd):
+    """The oracle is HiGHS on the whole problem in a process of its own, since it prints debug lines."""
+    generator = np.random.default_rng(0)
+    pairs = [
+        [(int(bits * size), float(harm * 4.0**-bits * generator.uniform(0.7, 1.3))) for bits in range(2, 9)]
+        for size, harm in zip(
+            generator.integers(10**4, 10**6, 120), 10 ** generator.uniform(-6, -1.5, 120), strict=True
+        )
+    ]
+    units = [free_unit(0, each) for each in pairs]
+    budget = int(sum(each[0][0] for each in pairs) * 1.7)
+    mixes = allocate(units, budget, top=8)
+    assert len(mixes) == 8
+    assert capfd.readouterr() == ("", "")
+    done = subprocess.run(
+        [sys.executable, "-c", ORACLE], input=json.dumps([pairs, budget]), capture_output=True, text=True
+    )
+    assert mixes[0].kl == pytest.approx(float(done.stdout.split()[-1]), rel=1e-7)

@@ -1,27 +1,25 @@
 """The multiple-choice knapsack, solved exactly: one option for each unit, least cost within a weight.
 
-An integer program given to HiGHS, after the reduction that makes it small. The Lagrangian relaxation (a
-price on weight) bounds every solution from below; an option whose reduced cost exceeds the distance between
-that bound and a known solution is in no better solution, and dropping such leaves a few dozen columns of
-many thousands. What remains is stated in reduced costs plus the price of unused weight, so its numbers span
-one scale although costs span eight decades. Dynamic programming over bytes was rejected (a gigabyte of
-budget is the table's width), and so was the greedy walk down the price, which is not exact.
+The Lagrangian relaxation (a price on weight) bounds every solution from below. An option whose reduced cost
+exceeds the distance between that bound and a known solution is in no better one, and neither is a set of
+options whose reduced costs sum to more. So the units are joined one by one, and of all partial choices only
+those are kept that may still end within that distance and that no other beats in both weight and cost: a few
+thousand at once for thousands of units. An integer program for the same core was rejected: HiGHS proves to
+absolute tolerances, took several times as long and printed debug lines to standard output. A table over
+bytes was rejected too (a gigabyte of budget is its width), and the greedy walk down the price is not exact.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-
-from quantriage.errors import QuantriageError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_SCALE = 1e3  # the largest reduced cost in the program; HiGHS proves optimality to 1e-6 of its objective
+_FIRST_SHARE = 2.0**-8  # of the reach searched first: the optimum is usually far closer to the bound
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,21 @@ class Relaxation:
 def solve(problem: Knapsack) -> Integers | None:
     """Columns [units] of a solution of least cost, or None if nothing fits the capacity.
 
-    Exact: no column beyond the reach of the relaxation's own solution is in a better one.
+    Exact up to the rounding of float64. Memory: the partial choices kept, summed over the units.
     """
     if int(np.minimum.reduceat(problem.weight, problem.starts).sum()) > problem.capacity:
         return None
     relaxed = relax(problem)
     if relaxed.reach <= 1e-15 * abs(relaxed.bound):
         return relaxed.solution
-    return _solve_core(problem, relaxed)
+    share = _FIRST_SHARE
+    while share < 1.0:
+        found = _search(problem, relaxed, relaxed.reach * share)
+        if found is not None:
+            return found
+        share *= 4
+    found = _search(problem, relaxed, relaxed.reach * (1 + 1e-9))
+    return relaxed.solution if found is None else found
 
 
 def relax(problem: Knapsack) -> Relaxation:
@@ -115,37 +120,75 @@ def _fill(problem: Knapsack, columns: Integers) -> Integers:
     return columns
 
 
-def _solve_core(problem: Knapsack, relaxed: Relaxation) -> Integers:
-    """The best solution among the columns within reach.
+@dataclass(frozen=True)
+class _Partial:
+    """Choices for the units joined so far, none better than another in both weight and cost."""
 
-    Variables: one for each column, and the capacity left over, whose price is part of the cost. A solution
-    that fits only within the solver's tolerance is cut off and the program solved again.
-    """
-    core = np.flatnonzero(relaxed.reduced <= relaxed.reach * (1 + 1e-9)).astype(np.int64)
-    units, columns = len(problem.starts), len(core)
-    base = problem.weight[_cheapest(problem, relaxed.price)]
-    extra = (problem.weight[core] - base[problem.unit[core]]).astype(np.float64)
-    left = float(problem.capacity - int(base.sum()))
-    size = max(1.0, float(np.abs(extra).max()) / 1e4)  # keeps the row within the solver's tolerances
-    cost = np.append(relaxed.reduced[core], relaxed.price * size) * (_SCALE / relaxed.reach)
-    one_each = csr_array((np.ones(columns), (problem.unit[core], np.arange(columns))), (units, columns + 1))
-    constraints = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint(csr_array(np.append(extra / size, 1.0)[None]), left / size, left / size),
-    ]
-    while True:
-        result = milp(
-            cost,
-            integrality=np.append(np.ones(columns), 0),
-            bounds=Bounds(0, np.append(np.ones(columns), np.inf)),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.x is None or result.status != 0:
-            raise QuantriageError(f"allocation: the integer program was not solved ({result.message})")
-        taken = result.x[:-1] > 0.5
-        found = core[taken]
-        if int(problem.weight[found].sum()) <= problem.capacity:
-            return found
-        cut = csr_array(np.append(taken, 0.0)[None])
-        constraints.append(LinearConstraint(cut, -np.inf, units - 1))
+    weight: Integers  # [states], above that of the cheapest columns
+    cost: Floats  # [states], above that of the cheapest columns
+    reduced: Floats  # [states]
+    parent: Integers  # [states], state of the step before
+    column: Integers  # [states], column of the unit joined last
+
+
+def _search(problem: Knapsack, relaxed: Relaxation, reach: float) -> Integers | None:
+    """The best of all solutions that cost at most `reach` above the bound, None if there is none."""
+    base = _cheapest(problem, relaxed.price)
+    extra = problem.weight - problem.weight[base][problem.unit]
+    above = problem.cost - problem.cost[base][problem.unit]
+    core = np.flatnonzero(relaxed.reduced <= reach).astype(np.int64)
+    groups = [g for g in np.split(core, np.flatnonzero(np.diff(problem.unit[core])) + 1) if len(g) > 1]
+    # dearest second choices first: little of the reach is then left for the many near ones
+    groups.sort(key=lambda g: float(np.partition(relaxed.reduced[g], 1)[1]), reverse=True)
+    left = problem.capacity - int(problem.weight[base].sum())
+    lightest = sum(int(extra[g].min()) for g in groups)  # of the units not yet joined
+    heaviest = sum(int(extra[g].max()) for g in groups)
+    none = np.zeros(1, dtype=np.int64)
+    steps = [_Partial(none, np.zeros(1), np.zeros(1), none, none)]
+    for group in groups:
+        lightest -= int(extra[group].min())
+        heaviest -= int(extra[group].max())
+        joined = _join(steps[-1], group, extra[group], above[group], relaxed.reduced[group])
+        unused = np.maximum(left - heaviest - joined.weight, 0)
+        near = joined.reduced + relaxed.price * unused <= reach
+        steps.append(_undominated(joined, near & (joined.weight + lightest <= left)))
+        if len(steps[-1].weight) == 0:
+            return None
+    return _trace(problem, base, steps)
+
+
+def _join(last: _Partial, group: Integers, extra: Integers, cost: Floats, reduced: Floats) -> _Partial:
+    """Every partial choice with every column of one more unit."""
+    return _Partial(
+        weight=np.add.outer(last.weight, extra).ravel(),
+        cost=np.add.outer(last.cost, cost).ravel(),
+        reduced=np.add.outer(last.reduced, reduced).ravel(),
+        parent=np.repeat(np.arange(len(last.weight)), len(group)),
+        column=np.tile(group, len(last.weight)),
+    )
+
+
+def _undominated(joined: _Partial, kept: NDArray[np.bool_]) -> _Partial:
+    """Of the `kept`, those that cost less than every lighter one."""
+    states = np.flatnonzero(kept)
+    states = states[np.lexsort((joined.cost[states], joined.weight[states]))]
+    cost = joined.cost[states]
+    states = states[np.append(True, cost[1:] < np.minimum.accumulate(cost)[:-1])] if len(states) else states
+    return _Partial(
+        joined.weight[states],
+        joined.cost[states],
+        joined.reduced[states],
+        joined.parent[states],
+        joined.column[states],
+    )
+
+
+def _trace(problem: Knapsack, base: Integers, steps: Sequence[_Partial]) -> Integers:
+    """Columns of the cheapest state of the last step; units that were not joined keep `base`."""
+    columns = base.copy()
+    state = int(steps[-1].cost.argmin())
+    for step in reversed(steps[1:]):
+        column = step.column[state]
+        columns[problem.unit[column]] = column
+        state = int(step.parent[state])
+    return columns

@@ -6,9 +6,11 @@ ones; enumerating all sets was rejected, since most differ in layers too small t
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantriage.plan.allocate import Mix, mix_of
 from quantriage.plan.units import Option, Unit
@@ -23,11 +25,12 @@ def neighbours(units: Sequence[Unit], mix: Mix, budget_bytes: int, limit: int) -
 
     Every one upgrades exactly one unit. Memory: the single steps from `mix`, and four mixes for each upgrade.
     """
-    upgrades, downgrades = _steps(units, mix)
+    upgrades, steps = _steps(units, mix)
+    downgrades = _downgrades(mix, steps)
     changes: dict[frozenset[tuple[int, Option]], tuple[float, Change]] = {}
     for index, option in upgrades:
         needed = option.bytes - mix.choices[index].bytes - (budget_bytes - mix.bytes)
-        for payment in _payments(mix, downgrades, index, needed):
+        for payment in _payments(downgrades, index, needed):
             change = ((index, option), *payment)
             delta = sum(new.kl - mix.choices[unit].kl for unit, new in change)
             changes.setdefault(frozenset(change), (delta, change))
@@ -52,25 +55,38 @@ def _steps(units: Sequence[Unit], mix: Mix) -> tuple[list[tuple[int, Option]], l
     return upgrades, downgrades
 
 
-def _payments(
-    mix: Mix, downgrades: Sequence[tuple[int, Option]], upgraded: int, needed: int
-) -> Iterator[Change]:
+@dataclass(frozen=True)
+class _Downgrades:
+    """All single downgrades of a mix, the least KL added first."""
+
+    steps: Sequence[tuple[int, Option]]
+    units: NDArray[np.int64]  # [steps]
+    freed: NDArray[np.int64]  # [steps], bytes
+    by_harm: NDArray[np.int64]  # [steps], order of KL added for each byte freed
+
+
+def _downgrades(mix: Mix, steps: Sequence[tuple[int, Option]]) -> _Downgrades:
+    freed = np.array([mix.choices[unit].bytes - option.bytes for unit, option in steps], dtype=np.int64)
+    harm = np.array([option.kl - mix.choices[unit].kl for unit, option in steps], dtype=np.float64)
+    order = np.argsort(harm / np.maximum(freed, 1), kind="stable")
+    return _Downgrades(steps, np.array([unit for unit, _ in steps], dtype=np.int64), freed, order)
+
+
+def _payments(downgrades: _Downgrades, upgraded: int, needed: int) -> Iterator[Change]:
     """Sets of downgrades of other units that free at least `needed` bytes; the empty set if none is."""
     if needed <= 0:
         yield ()
         return
-    units = np.array([unit for unit, _ in downgrades], dtype=np.int64)
-    freed = np.array([mix.choices[unit].bytes - option.bytes for unit, option in downgrades], dtype=np.int64)
-    for j in np.flatnonzero((freed >= needed) & (units != upgraded))[:_PAYERS]:
-        yield (downgrades[j],)
-    harm = np.array([option.kl - mix.choices[unit].kl for unit, option in downgrades])
+    enough = downgrades.freed >= needed
+    for j in np.flatnonzero(enough & (downgrades.units != upgraded))[:_PAYERS]:
+        yield (downgrades.steps[j],)
     chosen: dict[int, Option] = {}
-    for j in np.argsort(harm / np.maximum(freed, 1) if len(freed) else harm, kind="stable"):
-        unit, option = downgrades[j]
-        if unit == upgraded or unit in chosen or freed[j] >= needed:
+    for j in downgrades.by_harm[~enough[downgrades.by_harm]]:
+        unit, option = downgrades.steps[j]
+        if unit == upgraded or unit in chosen or downgrades.freed[j] >= needed:
             continue
         chosen[unit] = option
-        needed -= int(freed[j])
+        needed -= int(downgrades.freed[j])
         if needed <= 0:
             break
     if needed <= 0 and len(chosen) > 1:
