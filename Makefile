@@ -2,7 +2,7 @@
 #
 #   make demo          a real small model, quantized to 4.5 bits a weight, with its report
 #   make test          the default tests: no network, no real model
-#   make check         format, lint, strict types, import contract
+#   make check         format, lint, strict types, import contract, generated docs
 #   make docs          the command line's reference, from the command line itself
 #   make bench         the reference models of the benchmarks
 #   make test-models   tests on real models from the registries
@@ -44,10 +44,11 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
