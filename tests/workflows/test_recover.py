@@ -1,0 +1,183 @@
+"""`recover` from model to proof, and killed at any moment."""
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import Place, digests
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+import quantriage
+from quantriage.errors import BudgetError, ResumeError
+from quantriage.records.run_dir import (
+    CORRELATIONS,
+    DIAGNOSIS,
+    LOCK,
+    MIXES,
+    PLAN,
+    PROOF,
+    QUANTIZED,
+    REPORT,
+    SENSITIVITY,
+    SITES,
+    SUMMARY,
+    RunDir,
+)
+from quantriage.records.types import Lock, MixMeasurement, Plan, Proof, RunSummary
+from quantriage.workflows.evaluate import evaluate
+from quantriage.workflows.options import EvaluateOptions, PlanOptions, QuantizeOptions
+from quantriage.workflows.plan import plan
+from quantriage.workflows.quantize import quantize
+from quantriage.workflows.recover import recover
+from small_models import save
+
+
+@pytest.fixture(scope="module")
+def finished(place: Place, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary]:
+    """An uninterrupted run: its export and its summary."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return out, recover(place.recover(out))
+
+
+def run_of(out: Path) -> RunDir:
+    return RunDir.existing(out.with_name(out.name + ".run"))
+
+
+def test_the_verdict_rests_on_the_measured_figures(finished: tuple[Path, RunSummary]) -> None:
+    out, summary = finished
+    verdict, proof = summary.verdict, run_of(out).read(PROOF, Proof)
+    assert verdict is not None
+    shipped = proof.results[-1]
+    uniforms = [r for r in proof.results if r.kind == "uniform" and not r.label.endswith("RTN")]
+    (rtn,) = (r for r in proof.results if r.label.endswith("RTN"))
+    assert verdict.kl == shipped.kl.value
+    assert verdict.best_uniform_kl == min(r.kl.value for r in uniforms)
+    assert verdict.rtn_kl == rtn.kl.value
+    assert verdict.proven == (shipped.kl.value <= min(r.kl.value for r in uniforms))
+    assert verdict.proven or shipped.label.removeprefix("shipped: ") in {r.label for r in uniforms}
+    assert 0 < shipped.kl.value < rtn.kl.value
+    assert all(r.bits_per_weight <= 4.6 for r in proof.results)
+
+
+def test_every_record_is_written(finished: tuple[Path, RunSummary]) -> None:
+    run = run_of(finished[0])
+    names = (SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF)
+    assert all(run.has(name) for name in (*names, REPORT))
+    assert run.read(SUMMARY, RunSummary) == finished[1]
+    assert len(run.read(PLAN, Plan).assignments) == 14
+    assert sum(m.chosen for m in run.read_many(MIXES, MixMeasurement)) == 1
+    assert run.read(LOCK, Lock).output_files == digests(finished[0])
+    assert not (run.path / "spill").exists()
+
+
+def test_transformers_loads_the_export(finished: tuple[Path, RunSummary], place: Place) -> None:
+    with torch.no_grad():
+        # compressed-tensors 0.20 expects unpacked zero points unless told to dequantize (docs/lab-log.md).
+        how = CompressedTensorsConfig(dequantize=True)
+        with pytest.warns(UserWarning, match="quantization_config"):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                finished[0], dtype=torch.float32, quantization_config=how
+            )
+        original = AutoModelForCausalLM.from_pretrained(place.model)
+        tokens = torch.arange(40).unsqueeze(0)
+        ours, theirs = (torch.log_softmax(m(tokens).logits, dim=-1) for m in (loaded, original))
+    kl = float((theirs.exp() * (theirs - ours)).sum(dim=-1).mean())
+    assert finished[1].verdict is not None
+    assert 0 < kl < 5 * finished[1].verdict.kl  # other tokens, so of that size only
+
+
+def test_evaluating_the_saved_directory_gives_the_proofs_figures(
+    finished: tuple[Path, RunSummary], place: Place
+) -> None:
+    out, summary = finished
+    options = EvaluateOptions(
+        reference=str(place.model), candidate=str(out), text=(place.held_out,), sequences=4, length=48
+    )
+    (result,) = evaluate(options).results
+    shipped = run_of(out).read(PROOF, Proof).results[-1]
+    assert summary.verdict is not None
+    assert result.kl == shipped.kl
+    assert result.perplexity == shipped.perplexity
+    assert result.digest == shipped.digest
+
+
+def test_the_plan_of_a_run_carried_out_again_gives_the_same_checkpoint(
+    finished: tuple[Path, RunSummary], place: Place, tmp_path: Path
+) -> None:
+    out, _ = finished
+    again = place.recover(out)
+    plan(PlanOptions(run=run_of(out).path, out=tmp_path / "plan.yaml"))
+    options = QuantizeOptions(
+        model=again.model,
+        calibration=again.calibration,
+        out=tmp_path / "again",
+        plan=tmp_path / "plan.yaml",
+        target="transformers",
+        sequences=12,  # recover's calibration and selection windows in one draw
+        length=32,
+    )
+    quantize(options)
+    assert digests(tmp_path / "again").keys() == digests(out).keys()
+    assert digests(tmp_path / "again")["config.json"] == digests(out)["config.json"]
+
+
+KILLED = """
+import pickle, sys
+from pathlib import Path
+from quantriage.workflows.recover import recover
+recover(pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+
+
+@pytest.mark.parametrize("lines", [2, 3, 4])
+def test_a_killed_run_ends_in_the_same_bytes(
+    finished: tuple[Path, RunSummary], place: Place, tmp_path: Path, lines: int
+) -> None:
+    options = place.recover(tmp_path / "out")
+    (tmp_path / "options").write_bytes(pickle.dumps(options))
+    ledger = options.run_folder / "ledger.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "options")],
+        env=os.environ | {"PYTHONPATH": str(Path(quantriage.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and (not ledger.exists() or ledger.read_bytes().count(b"\n") < lines):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(random.Random(lines).uniform(0, 0.2))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was not finished yet
+    committed = ledger.read_bytes()
+    recover(options)
+    assert ledger.read_bytes().startswith(committed[: committed.rfind(b"\n") + 1])
+    assert digests(options.out) == digests(finished[0])
+    assert not [p for p in tmp_path.iterdir() if ".partial" in p.name]
+
+
+def test_a_changed_setting_does_not_resume(finished: tuple[Path, RunSummary], place: Place) -> None:
+    out, _ = finished
+    before = digests(out)
+    with pytest.raises(ResumeError, match=r"bpw was 4\.6, now 4\.7"):
+        recover(place.recover(out, bpw=4.7, replace=True))
+    assert digests(out) == before
+
+
+def test_a_model_that_cannot_be_stored_is_refused_before_any_work(place: Place, tmp_path: Path) -> None:
+    save("gpt2", tmp_path / "gpt2", vocab_size=202)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "gpt2" / name).write_bytes((place.model / name).read_bytes())
+    told: list[str] = []
+    options = place.recover(tmp_path / "out", model=str(tmp_path / "gpt2"))
+    with pytest.raises(BudgetError, match=r"transposed .*Conv1D"):
+        recover(options, lambda stage, done, total: told.append(stage))
+    assert told == []
+    assert not options.out.exists()
