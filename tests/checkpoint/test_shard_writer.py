@@ -171,6 +171,6 @@ def test_full_disk_is_one_clear_error_and_nothing_stays(tmp_path, limit):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out"), str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == StorageError.exit_code, done.stderr
-    assert "no space left" in done.stdout
+    assert "disk is full" in done.stdout
     assert str(tmp_path / "out") in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -17,11 +17,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from quantriage.checkpoint.digests import file_sha256
 from quantriage.checkpoint.gguf_header import GGUFTensor, Scalar, read_gguf_header
 from quantriage.checkpoint.mapped import map_bytes, map_tensor
 from quantriage.checkpoint.source import TensorMeta
 from quantriage.errors import CheckpointError
+from quantriage.records.digest import file_digest
 
 _CHUNK_BYTES = 4 << 20  # float32 bytes dequantized at once; gguf-py's temporaries stay below 32 MB
 
@@ -74,7 +74,7 @@ class GGUFSource:
 
     @cached_property
     def _digest(self) -> str:
-        return file_sha256(self.path)
+        return file_digest(self.path)
 
     def _dequantized(self, tensor: GGUFTensor) -> Tensor:
         """float32 values of a block type, some rows at a time."""

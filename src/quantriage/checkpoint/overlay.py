@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quantriage.checkpoint.digests import combined_sha256
 from quantriage.checkpoint.source import TensorMeta, TensorSource
 from quantriage.errors import CheckpointError
+from quantriage.records.digest import combined_digest
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Overlay:
     def digest(self) -> str:
         """sha256 over both digests and the covered names."""
         names = ((name, "") for name in sorted(self.covered))
-        return combined_sha256([("base", self.base.digest()), ("top", self.top.digest()), *names])
+        return combined_digest([("base", self.base.digest()), ("top", self.top.digest()), *names])
 
     def _side(self, name: str) -> TensorSource:
         return self.top if name in self.covered else self.base

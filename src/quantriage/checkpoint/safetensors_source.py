@@ -12,13 +12,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from quantriage.checkpoint.digests import combined_sha256, file_sha256
 from quantriage.checkpoint.mapped import map_tensor
 from quantriage.checkpoint.pickle_files import pickles_in, refuse_pickle
 from quantriage.checkpoint.safetensors_header import Entry, read_header
 from quantriage.checkpoint.source import TensorMeta
 from quantriage.checkpoint.strict_json import read_object
 from quantriage.errors import CheckpointError
+from quantriage.records.digest import combined_digest, file_digest
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -56,8 +56,8 @@ class SafetensorsSource:
     @cached_property
     def _digest(self) -> str:
         if len(self.files) == 1:
-            return file_sha256(self.files[0])
-        return combined_sha256((path.name, file_sha256(path)) for path in sorted(self.files))
+            return file_digest(self.files[0])
+        return combined_digest((path.name, file_digest(path)) for path in sorted(self.files))
 
     def _find(self, name: str) -> tuple[Path, Entry]:
         if name not in self.entries:

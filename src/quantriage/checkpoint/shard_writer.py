@@ -15,11 +15,11 @@ from typing import Self
 
 from torch import Tensor
 
-from quantriage.checkpoint.digests import file_sha256
 from quantriage.checkpoint.safetensors_source import INDEX_NAME, SINGLE_NAME
 from quantriage.checkpoint.shard_file import ShardFile
-from quantriage.checkpoint.storage_errors import writing
 from quantriage.errors import CheckpointError, StorageError
+from quantriage.records.digest import file_digest
+from quantriage.records.storage import writing
 
 DEFAULT_SHARD_BYTES = 2 << 30
 
@@ -96,7 +96,7 @@ class ShardWriter:
         self._check_open()
         with writing(self.directory):
             shutil.copyfile(path, self._partial / path.name)
-        self.digests[path.name] = file_sha256(self._partial / path.name)
+        self.digests[path.name] = file_digest(self._partial / path.name)
 
     def finish(self) -> dict[str, str]:
         """Name the shards, write the index, publish the folder; sha256 of every file by name."""

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from quantriage.checkpoint.digests import combined_sha256, file_sha256
 from quantriage.checkpoint.location import resolve
 from quantriage.checkpoint.safetensors_source import open_safetensors
 from quantriage.checkpoint.strict_json import read_object
@@ -24,6 +23,7 @@ from quantriage.formats.dense import DenseWeights, majority_dtype
 from quantriage.formats.gguf import open_gguf_weights
 from quantriage.formats.tokenizers import Tokenizer, carried_by_folder, carried_by_tokenizer, load_tokenizer
 from quantriage.formats.weight_source import WeightSource
+from quantriage.records.digest import combined_digest, file_digest
 
 CONFIG_NAME = "config.json"
 Kind = Literal["dense", "compressed-tensors", "gguf"]
@@ -58,8 +58,8 @@ class Checkpoint:
         """sha256 over the weights and, unless the file carries its own, the config."""
         if self.kind == "gguf":
             return self._weights_digest()
-        config = file_sha256(self.folder / CONFIG_NAME)
-        return combined_sha256([("weights", self._weights_digest()), (CONFIG_NAME, config)])
+        config = file_digest(self.folder / CONFIG_NAME)
+        return combined_digest([("weights", self._weights_digest()), (CONFIG_NAME, config)])
 
     def carried_files(self) -> dict[str, bytes]:
         """Files to copy into an export, by name: tokenizer, chat template, generation settings."""

@@ -6,6 +6,7 @@ explaining were made from an edited checkout.
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -25,12 +26,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def combined_digest(parts: Iterable[tuple[str, str]]) -> str:
+    """Hex sha256 over (name, hex digest) pairs in the order given."""
+    total = hashlib.sha256()
+    for name, digest in parts:
+        total.update(f"{name}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
 @cache
 def code_digest() -> str:
-    """Hex sha256 over (relative name, content) of the package's own source files, in order of name."""
+    """Combined digest of (relative name, content) of the package's own source files, in order of name."""
     package = Path(__file__).parent.parent
-    total = hashlib.sha256()
-    for path in sorted(package.rglob("*"), key=lambda p: p.relative_to(package).as_posix()):
-        if path.suffix in _CODE_SUFFIXES and path.is_file():
-            total.update(f"{path.relative_to(package).as_posix()}\0{file_digest(path)}\n".encode())
-    return total.hexdigest()
+    files = {
+        path.relative_to(package).as_posix(): path
+        for path in package.rglob("*")
+        if path.suffix in _CODE_SUFFIXES and path.is_file()
+    }
+    return combined_digest((name, file_digest(files[name])) for name in sorted(files))
