@@ -102,6 +102,12 @@ class Ledger:
         self._end += len(line)
 
 
+def frozen_in(path: Path) -> dict[str, Setting]:
+    """The settings that a ledger at `path` was started under; empty if there is none yet."""
+    lines = _complete_lines(path)
+    return dict(_first_line(path, lines[0]).settings) if lines else {}
+
+
 def settings_digest(settings: Mapping[str, Setting]) -> str:
     """Hex sha256 of the settings, whatever the order of their keys."""
     return bytes_digest(msgspec.json.encode(dict(settings), order="deterministic"))

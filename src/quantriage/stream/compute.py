@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FASTER_BY = 1.2  # bfloat16 costs precision; it has to earn it
 
 
@@ -47,6 +48,11 @@ def choose_compute(device: str, width: int) -> Compute:
     dtype = torch.bfloat16 if ratio >= FASTER_BY else torch.float32
     reason = f"bfloat16 products of width {width} ran {ratio:.1f} times as fast as float32"
     return Compute(where, dtype, reason)
+
+
+def resumed_compute(device: str, dtype: str) -> Compute:
+    """The dtype an earlier try of this run chose: a second measurement might choose the other."""
+    return Compute(torch.device(device), _DTYPES[dtype], f"{dtype}, chosen when this run was started")
 
 
 def _time_product(device: torch.device, dtype: torch.dtype, width: int) -> float:

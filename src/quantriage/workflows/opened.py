@@ -13,8 +13,9 @@ from quantriage.formats.tokenizers import Tokenizer
 from quantriage.model.causal import CausalModel
 from quantriage.model.discover import discover
 from quantriage.model.site import ModelMap
+from quantriage.records.ledger import frozen_in
 from quantriage.records.types import Hardware
-from quantriage.stream.compute import Compute, choose_compute
+from quantriage.stream.compute import Compute, choose_compute, resumed_compute
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,21 @@ class OpenedModel:
         )
 
 
-def open_model(source: str, device: str = "cpu") -> OpenedModel:
-    """Open a folder, file or hub id, and discover its sites by running it on noise."""
+def open_model(source: str, device: str = "cpu", dtype: str | None = None) -> OpenedModel:
+    """Open a folder, file or hub id, and discover its sites by running it on noise.
+
+    dtype: "float32" or "bfloat16" as an earlier try of the run chose; None measures.
+    """
     checkpoint = open_checkpoint(source)
     model = CausalModel(checkpoint, device)
-    return OpenedModel(source, checkpoint, model, discover(model), choose_compute(device, model.hidden_size))
+    compute = resumed_compute(device, dtype) if dtype else choose_compute(device, model.hidden_size)
+    return OpenedModel(source, checkpoint, model, discover(model), compute)
+
+
+def started_dtype(ledger: Path) -> str | None:
+    """The compute dtype that a run's ledger froze; None for a new run."""
+    found = frozen_in(ledger).get("compute")
+    return found if isinstance(found, str) else None
 
 
 def _cpu_name() -> str:

@@ -1,10 +1,12 @@
 """`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
 
+from pathlib import Path
+
 from quantriage.errors import UsageError
 from quantriage.methods.registry import METHODS
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
-from quantriage.plan.plan_file import from_yaml
+from quantriage.plan.plan_file import from_yaml, to_yaml
 from quantriage.records.ledger import Ledger
 from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, PLAN, QUANTIZED, SITES, SUMMARY, RunDir
@@ -13,7 +15,7 @@ from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.export import export, refuse_unsupported, scale_dtype
 from quantriage.workflows.fill_bank import Wanted
-from quantriage.workflows.opened import OpenedModel, open_model
+from quantriage.workflows.opened import OpenedModel, open_model, started_dtype
 from quantriage.workflows.options import QuantizeOptions
 from quantriage.workflows.plan import uniform_plan
 from quantriage.workflows.rounding import LEDGER, round_candidates
@@ -26,7 +28,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
     folder = options.run_folder
     run = RunDir(folder)
     with clock.stage("open"):
-        opened = open_model(options.model, options.device)
+        opened = open_model(options.model, options.device, started_dtype(folder / LEDGER))
         plan = _resolve_plan(options, opened)
         scales = scale_dtype(opened.checkpoint)
         schemes = {a.site: Scheme.parse(a.scheme, scales) for a in plan.assignments if a.scheme != "none"}
@@ -43,6 +45,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         "model": digest,
         "calibration": tokens.digest,
         "seed": options.seed,
+        "compute": opened.compute.dtype_name,
         "plan": " ".join(f"{a.site}={a.scheme}/{a.method}" for a in plan.assignments),
     }
     ledger = Ledger(folder / LEDGER, settings)
@@ -101,9 +104,16 @@ def _resolve_plan(options: QuantizeOptions, opened: OpenedModel) -> Plan:
         raise UsageError(
             f"{options.plan}: no such plan file; `quantriage plan RUN --bpw N --out FILE` makes one"
         )
-    text = options.plan.read_text(encoding="utf-8")
-    plan = from_yaml(text, infos, options.target, scales)
+    plan = from_yaml(_as_written(options.plan), infos, options.target, scales)
     unknown = sorted({a.method for a in plan.assignments} - METHODS.keys())
     if unknown:
         raise UsageError(f"{options.plan}: unknown methods {', '.join(unknown)}; known: {', '.join(METHODS)}")
     return plan
+
+
+def _as_written(path: Path) -> str:
+    """The plan's YAML for people; a run folder's own plan.yaml, which holds the record, is turned into it."""
+    text = path.read_text(encoding="utf-8")
+    if path.name == PLAN and RunDir(path.parent).has(SITES) and "assignments:" in text:
+        return to_yaml(RunDir(path.parent).read(PLAN, Plan))
+    return text

@@ -39,7 +39,7 @@ from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.export import refuse_unsupported
 from quantriage.workflows.fill_bank import Wanted
-from quantriage.workflows.opened import open_model
+from quantriage.workflows.opened import open_model, started_dtype
 from quantriage.workflows.options import RecoverOptions
 from quantriage.workflows.recover_run import RecoverRun, frozen_settings, read_tokens
 from quantriage.workflows.rounding import LEDGER, SPILL, round_candidates
@@ -63,7 +63,7 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
         raise StorageError(f"{options.out}: exists and is not empty; choose another place or use --replace")
     target_named(options.target)
     with clock.stage("open"):
-        opened = open_model(options.model, options.device)
+        opened = open_model(options.model, options.device, started_dtype(options.run_folder / LEDGER))
         menus, _ = menus_for(opened, options.target)
         refuse_unsupported(opened.map, {name: schemes[0] for name, schemes in menus.items() if schemes})
         tokens, findings = read_tokens(options, opened)
