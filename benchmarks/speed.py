@@ -1,7 +1,7 @@
 """Ours against llm-compressor's GPTQ: time, CPU, memory and KL, one after the other in one run.
 
-    python -m benchmarks.speed MODEL --calibration T --calibration T --evaluate T --peer-python ENV/bin/python \\
-        --out FOLDER
+    python -m benchmarks.speed MODEL --calibration T --calibration T --evaluate T \\
+        --peer-python ENV/bin/python --out FOLDER
 
 Same windows, same scheme; both saved directories are evaluated by `quantriage evaluate`. Writes speed.json.
 """
