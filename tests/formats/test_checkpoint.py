@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from quantriage.formats.checkpoint import open_checkpoint
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 
-# from 0.18 on, compressed-tensors lets codes of 3, 5, 6 and 7 bits straddle words, as vLLM always did
-PACKS_DENSELY = tuple(map(int, version("compressed-tensors").split(".")[:2])) >= (0, 18)
 INPUT = torch.tensor([[1, 5, 9, 33, 2, 60, 7, 7]])
 
 
@@ -124,18 +121,25 @@ def symmetric_mix(name: str) -> Scheme | None:
     return Scheme.parse("w4s-g32", "float32") if scheme is not None and scheme.grid.bits == 4 else scheme
 
 
+def mix_of_widths(name: str) -> Scheme | None:
+    """Widths whose codes do not fill a word, beside one that does and a dense module."""
+    specs = {"q_proj": "w3a-g32", "k_proj": "w5s-channel", "v_proj": "w6a-g16", "up_proj": "w7a-channel"}
+    if name == "model.layers.1.self_attn.o_proj":
+        return None
+    return Scheme.parse(specs.get(name.rpartition(".")[2], "w4a-g32"), "float32")
+
+
 WIDTHS = ["w2a-g32", "w3s-g32", "w5a-channel", "w6s-channel", "w7a-g16", "w8s-tensor", "w4a-tensor"]
 
 
-@pytest.mark.parametrize("case", ["mixed", "symmetric mix", *WIDTHS])
+@pytest.mark.parametrize("case", ["mixed", "symmetric mix", "mix of widths", *WIDTHS])
 def test_transformers_loads_the_export_with_our_weights(tmp_path, case):
-    scheme_of = {"mixed": mixed, "symmetric mix": symmetric_mix}.get(case)
+    mixes = {"mixed": mixed, "symmetric mix": symmetric_mix, "mix of widths": mix_of_widths}
+    scheme_of = mixes.get(case)
     if scheme_of is None:
         scheme = Scheme.parse(case, "float32")
         scheme_of = lambda _: scheme  # noqa: E731
     packed = tiny_llama.save_packed(tmp_path / "m", scheme_of)
-    if not PACKS_DENSELY and any(w.scheme.grid.bits not in (2, 4, 8) for w in packed.values()):
-        pytest.skip("compressed-tensors before 0.18 packs this width differently")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
     assert torch.equal(logits(loaded), logits(with_our_weights(packed)))
 

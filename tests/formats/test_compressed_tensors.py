@@ -1,7 +1,6 @@
 """The pack-quantized codec: bit for bit what the upstream compressor writes and reads."""
 
 import zlib
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -9,12 +8,11 @@ from compressed_tensors.compressors import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 from quantriage.errors import CheckpointError
-from quantriage.formats.bit_packing import is_padded, pack, padded_width, unpack, unpack_padded
+from quantriage.formats.bit_packing import dense_width, is_padded, pack, unpack_dense, unpack_padded
 from quantriage.formats.compressed_tensors import read, stored_bytes, supports, write
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import IntGrid, PerChannel, PerGroup, PerTensor, ScaleDtype, Scheme
 
-PACKS_DENSELY = tuple(map(int, version("compressed-tensors").split(".")[:2])) >= (0, 18)
 GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(32), PerGroup(16)]
 SHAPES = [(24, 64), (7, 96), (64, 160), (5, 416)]
 
@@ -64,11 +62,6 @@ def test_written_tensors_equal_upstream(scheme, shape):
     weight = random_weight(scheme, shape)
     found = {name.removeprefix("m."): tensor for name, tensor in write("m", weight).items()}
     expected = PackedQuantizationCompressor.compress(upstream_state(weight), upstream_scheme(scheme))
-    if not PACKS_DENSELY and scheme.grid.bits not in (2, 4, 8):  # its older layout: read, never written
-        stored = {f"m.{name}": tensor for name, tensor in expected.items()}
-        stored["m.weight_scale"] = weight.scale
-        assert torch.equal(read("m", scheme, stored).dequantize(), weight.dequantize())
-        return
     expected["weight_scale"] = expected["weight_scale"].to(weight.scale.dtype)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -79,8 +72,6 @@ def test_written_tensors_equal_upstream(scheme, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scheme", schemes(), ids=str)
 def test_upstream_reads_our_tensors_to_our_values(scheme, shape):
-    if not PACKS_DENSELY and scheme.grid.bits not in (2, 4, 8):
-        pytest.skip("compressed-tensors before 0.18 packs this width differently")
     weight = random_weight(scheme, shape, torch.float32)
     tensors = {name.removeprefix("m."): tensor for name, tensor in write("m", weight).items()}
     found = PackedQuantizationCompressor.decompress(tensors, upstream_scheme(scheme))["weight"]
@@ -104,38 +95,64 @@ def test_read_is_the_inverse_of_write(scheme, dtype: ScaleDtype):
     assert stored_bytes(scheme, weight.shape) == sum(t.numel() * t.itemsize for t in tensors.values())
 
 
-def pack_older(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """The layout of compressed-tensors 0.17: 32 // bits codes a word, low bits first."""
-    per_word = 32 // bits
-    words = torch.zeros(codes.shape[0], padded_width(codes.shape[1], bits), dtype=torch.int64)
-    for i in range(codes.shape[1]):
-        words[:, i // per_word] |= codes[:, i].long() << (i % per_word * bits)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+def pack_densely(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """The layout of compressed-tensors 0.18 and later by definition: a row is one number in base 2**b."""
+    width = dense_width(codes.shape[1], bits)
+    rows = [sum(code << (i * bits) for i, code in enumerate(row)) for row in codes.tolist()]
+    octets = bytearray(b"".join(row.to_bytes(width * 4, "little") for row in rows))
+    return torch.frombuffer(octets, dtype=torch.int32).view(len(rows), width)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("count", [1, 9, 31, 32, 33, 64, 80, 96, 576])
+@pytest.mark.parametrize("count", [1, 9, 31, 32, 33, 48, 64, 80, 90, 96, 576])
 def test_both_layouts_are_recognized_and_read(bits, count):
     codes = torch.randint(
         0, 1 << bits, (40, count), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    new, old = pack(codes, bits), pack_older(codes, bits)
-    assert torch.equal(unpack(new, bits, count), codes)
-    assert torch.equal(unpack_padded(old, bits, count), codes)
-    for words in (new, old):
-        reader = unpack_padded if is_padded(words, bits, count) else unpack
+    padded, dense = pack(codes, bits), pack_densely(codes, bits)
+    assert torch.equal(unpack_padded(padded, bits, count), codes)
+    assert torch.equal(unpack_dense(dense, bits, count), codes)
+    assert is_padded(padded, bits, count)
+    for words in (padded, dense):
+        reader = unpack_padded if is_padded(words, bits, count) else unpack_dense
         assert torch.equal(reader(words, bits, count), codes)
 
 
-def test_older_checkpoint_with_three_bits_is_read():
-    scheme = Scheme(IntGrid(3, False), PerGroup(32))
-    weight = random_weight(scheme, (64, 64))
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 48), (9, 64)], ids=str)
+@pytest.mark.parametrize("scheme", schemes(), ids=str)
+def test_checkpoint_in_the_dense_layout_is_read(scheme, shape):
+    if isinstance(scheme.granularity, PerGroup) and shape[1] % scheme.granularity.size:
+        scheme = Scheme(scheme.grid, PerGroup(16))
+    weight, bits = random_weight(scheme, shape), scheme.grid.bits
     tensors = write("m", weight)
-    assert weight.zero_point is not None
-    tensors["m.weight_packed"] = pack_older(weight.codes, 3)
-    tensors["m.weight_zero_point"] = pack_older(weight.zero_point.T, 3).T
+    tensors["m.weight_packed"] = pack_densely(weight.codes, bits)
+    if weight.zero_point is not None and not isinstance(scheme.granularity, PerTensor):
+        tensors["m.weight_zero_point"] = pack_densely(weight.zero_point.T, bits).T
     found = read("m", scheme, tensors)
     assert torch.equal(found.dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize("columns", [16, 48, 80])
+@pytest.mark.parametrize("rows", [1, 5, 30, 48])
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_narrow_weights_are_read_as_written(bits, rows, columns):
+    """Where rows have one width in both layouts, for the codes, the zero points or both."""
+    scheme = Scheme(IntGrid(bits, False), PerGroup(16))
+    weight = random_weight(scheme, (rows, columns))
+    assert weight.zero_point is not None
+    for fill in (0, scheme.grid.levels - 1):
+        filled = QuantizedTensor(
+            scheme,
+            torch.full_like(weight.codes, fill),
+            weight.scale,
+            torch.full_like(weight.zero_point, fill),
+        )
+        for one in (weight, filled):
+            found = read("m", scheme, write("m", one))
+            assert found.zero_point is not None
+            assert one.zero_point is not None
+            assert torch.equal(found.codes, one.codes)
+            assert torch.equal(found.zero_point, one.zero_point)
 
 
 def test_supports_says_why_not():

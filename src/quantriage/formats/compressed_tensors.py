@@ -3,7 +3,8 @@
 Pure functions from one module's weight to the tensors stored for it, without a model or a config, so that
 the stream can write a module as soon as it is rounded. Stored beside `weight_packed` are the scale, for an
 asymmetric grid the zero point (packed along the output rows; one signed byte per tensor), and the logical
-shape. compressed-tensors thinks in signed codes; packing adds 2**(bits-1), which makes them ours.
+shape. compressed-tensors thinks in signed codes; packing adds 2**(bits-1), which makes them ours. Written is
+the padded layout of release 0.17; the dense one of later releases is read too (see bit_packing).
 
 A loader casts scales to the dtype it runs the model in, so store them in the dtype of config.json.
 """
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantriage.errors import BudgetError, CheckpointError
-from quantriage.formats.bit_packing import is_padded, pack, packed_width, unpack, unpack_padded
+from quantriage.formats.bit_packing import is_padded, pack, padded_width, unpack_dense, unpack_padded
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import SCALE_BITS, PerTensor, ScaleDtype, Scheme
 
@@ -48,13 +49,13 @@ def stored_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     bits = scheme.grid.bits
     scales = scheme.scale_count(shape)
     total = (
-        rows * packed_width(columns, bits) * 4 + scales * SCALE_BITS[scheme.scale_dtype] // 8 + _SHAPE_BYTES
+        rows * padded_width(columns, bits) * 4 + scales * SCALE_BITS[scheme.scale_dtype] // 8 + _SHAPE_BYTES
     )
     if scheme.grid.symmetric:
         return total
     if isinstance(scheme.granularity, PerTensor):
         return total + 1
-    return total + packed_width(rows, bits) * (scales // rows) * 4
+    return total + padded_width(rows, bits) * (scales // rows) * 4
 
 
 def write(module: str, weight: QuantizedTensor) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ def read(module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Quantize
     bits = scheme.grid.bits
     try:
         padded = is_padded(packed, bits, columns)
-        codes = (unpack_padded if padded else unpack)(packed, bits, columns)
+        codes = (unpack_padded if padded else unpack_dense)(packed, bits, columns)
         zero_point = None
         if not scheme.grid.symmetric:
             stored = _fetch(module, ZERO_POINT, tensors)
@@ -118,7 +119,7 @@ def _zero_point(scheme: Scheme, stored: Tensor, shape: tuple[int, int], padded: 
         raise ValueError(f"zero point of {stored.dtype} {tuple(stored.shape)}; expected int32 (*, {groups})")
     words = stored.T.contiguous()
     fits_padded = is_padded(words, bits, rows)  # also checks the width
-    unpacker = unpack_padded if padded and (fits_padded or 32 % bits == 0) else unpack
+    unpacker = unpack_padded if padded and fits_padded else unpack_dense
     return unpacker(words, bits, rows).T.contiguous()
 
 

@@ -41,7 +41,8 @@ TARGETS: dict[str, Target] = {
     "transformers": Target(
         "transformers",
         tuple(f"w{bits}{kind}-{where}" for bits in range(2, 9) for kind in "sa" for where in _WHERE),
-        "transformers with compressed-tensors 0.17 or later, which unpacks every width from 2 to 8 bits",
+        "transformers with compressed-tensors 0.17: 2 to 8 bits, in the padded layout that it reads; "
+        "later releases do not load packed asymmetric checkpoints through transformers 5.23",
     ),
 }
 
