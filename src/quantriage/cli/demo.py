@@ -38,6 +38,10 @@ def run(options: DemoOptions, progress: Progress) -> Outcome:
         length=512,
         evaluation_sequences=16,
         evaluation_length=512,
+        sensitivity_sequences=16,
+        selection_sequences=8,
+        mixes=3,
+        swaps=4,
         replace=True,
     )
     return outcome(recover(chosen, progress), chosen.run_folder, chosen.out)

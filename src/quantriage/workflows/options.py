@@ -55,7 +55,7 @@ class RecoverOptions(CalibrationOptions):
     evaluation_sequences: int = _option(16, "evaluation windows")
     evaluation_length: int = _option(1024, "tokens in each evaluation window")
     selection_sequences: int = _option(16, "windows of calibration text held out to choose between mixes")
-    sensitivity_sequences: int = _option(16, "windows (of at most 256 tokens) for the Fisher scores")
+    sensitivity_sequences: int = _option(64, "windows (of at most 256 tokens) for the Fisher scores")
     mixes: int = _option(4, "mixes to measure before refining")
     swaps: int = _option(6, "refinement steps on measured KL")
     exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
