@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
@@ -60,7 +61,7 @@ class GGUFWeights:
         return self.shapes[name]
 
     def get(self, name: str) -> Tensor:
-        """The tensor as transformers would load it, float32. Peak memory: about twice the tensor."""
+        """The tensor as transformers would load it, float32. Peak memory: the tensor, twice if permuted."""
         self._require(name)
         gathered: dict[str, Tensor] = {}
         for part in self.parts[name]:
@@ -72,7 +73,7 @@ class GGUFWeights:
                 parsed_parameters={"tensors": gathered},
             )
             if result.name is not None:  # else the processor put it into `gathered` itself
-                gathered[name] = torch.from_numpy(result.weights.copy())
+                gathered[name] = torch.from_numpy(np.ascontiguousarray(result.weights))  # ours already
         tensor = gathered[name]
         if tuple(tensor.shape) != self.shapes[name]:
             raise CheckpointError(
