@@ -40,7 +40,7 @@ def ship_and_prove(
         proof = assemble_proof(results, shipped, floors, run.tokens.evaluation.digest)
         verdict = judge(proof, shipped, rtn_label)
         better = _best_uniform(results, rtn_label)
-        if verdict.proven or better is None or winner.kind == "uniform":
+        if better is None or winner.kind == "uniform" or shipped.kl.value <= better.kl.value:
             return winner, files, proof, verdict
         findings.append(
             Finding(

@@ -4,11 +4,11 @@ from quantriage.records.types import EvalResult, Proof, Verdict
 
 
 def judge(proof: Proof, shipped: EvalResult, rtn_label: str) -> Verdict:
-    """Proven: the saved checkpoint's KL is no higher than that of any uniform rival in the proof."""
+    """Proven: the saved KL is no higher than that of any uniform rival, plain rounding included."""
     uniforms = [r for r in proof.results if r.kind == "uniform" and r.label != rtn_label]
     rtn = next((r for r in proof.results if r.label == rtn_label), None)
     best = min(uniforms, key=lambda r: r.kl.value, default=None)
-    proven = best is None or shipped.kl.value <= best.kl.value
+    proven = all(shipped.kl.value <= r.kl.value for r in (best, rtn) if r is not None)
     return Verdict(
         sentence=_sentence(shipped, best, rtn, proven, proof),
         proven=proven,
