@@ -4,8 +4,8 @@ To second order the KL between reference and candidate is half the Fisher form o
 E[(d loss)^2] / 2 with labels drawn from the model itself, where d loss of a sequence is the sum over its
 positions of g . dW x, with g the gradient at the site's output. Squaring position by position drops the
 products of different positions: little noise, but about a third too low on SmolLM2. Squaring the sum keeps
-them, but one sequence is then one sample. `FisherScores.kl` takes the ranking of the first and its level,
-pooled over the blocks, from the second (ablation in docs/lab-log.md).
+them, but one sequence is then one sample. `FisherScores.kl` is the geometric mean of the second and of the
+first raised to the second's level, pooled over the blocks (ablation in docs/lab-log.md).
 """
 
 from collections.abc import Mapping

@@ -8,9 +8,20 @@ from scipy.stats import spearmanr
 
 from quantriage.diagnose.fisher import FisherScores, Key
 from quantriage.model.site import ModelMap
+from quantriage.numerics.weight_error import WeightError as MeasuredError
 from quantriage.records.types import RungCorrelation, Sensitivity, WeightError
 
 _RUNGS = ("relative error", "fisher", "swap KL")
+
+
+def error_record(error: MeasuredError) -> WeightError:
+    """The norms of a rounding as a record."""
+    return WeightError(
+        frobenius=error.frobenius,
+        relative=error.relative,
+        maximum=error.maximum,
+        mean_absolute=error.mean_absolute,
+    )
 
 
 def sensitivity_records(
@@ -26,12 +37,7 @@ def sensitivity_records(
                 site=name,
                 scheme=str(scheme),
                 bits=scheme.stored_bits(shapes[name]) / (rows * columns),
-                error=WeightError(
-                    frobenius=error.frobenius,
-                    relative=error.relative,
-                    maximum=error.maximum,
-                    mean_absolute=error.mean_absolute,
-                ),
+                error=error_record(error),
                 fisher=scores.kl.get((name, scheme)),
                 swap_kl=None if swaps is None else swaps.get((name, scheme)),
             )

@@ -68,7 +68,7 @@ def _find_blocks(skeleton: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 class CausalModel:
-    """A checkpoint opened for streaming: `prologue`, one block at a time, `epilogue`.
+    """A checkpoint opened for streaming: its `embedding`, one block at a time, its `head`.
 
     Peak memory is the outer part that the current step needs (embedding, or head) plus one block.
     """
@@ -166,8 +166,7 @@ class CausalModel:
                 f"{type(self._skeleton).__name__}: blocks {self.block_path} ran in the order {order}, "
                 "expected each once, first to last; this architecture needs an override"
             )
-        for stub in self._stubs:
-            stub.call = stub.seen = None
+        self._forget_calls()
 
     # -- weights
 
@@ -272,9 +271,12 @@ class CausalModel:
         calls = tuple(stub.call for stub in self._stubs if stub.call is not None)
         if hidden is None or len(calls) != self.block_count:
             raise ArchitectureError(f"only {len(calls)} of {self.block_count} blocks were called")
+        self._forget_calls()
+        return hidden, calls
+
+    def _forget_calls(self) -> None:
         for stub in self._stubs:
             stub.call = stub.seen = None
-        return hidden, calls
 
     @torch.no_grad()
     def start_from_noise(self, length: int) -> tuple[Tensor, tuple[BlockCall, ...]]:
@@ -311,9 +313,8 @@ class CausalModel:
         try:
             out = self._skeleton(inputs_embeds=hidden.detach().unsqueeze(0), use_cache=False)
         finally:
-            last.replacement = last.seen = last.call = None
-            for stub in self._stubs:
-                stub.call = stub.seen = None
+            last.replacement = None
+            self._forget_calls()
         logits: Tensor = out.logits[0]
         return logits
 

@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from quantriage.diagnose.ladder import error_record
 from quantriage.errors import UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.protocol import MethodResult, SiteStatistics
@@ -24,7 +25,7 @@ from quantriage.numerics.schemes import Scheme
 from quantriage.numerics.weight_error import weight_error
 from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
-from quantriage.records.types import Finding, QuantizedSite, WeightError
+from quantriage.records.types import Finding, QuantizedSite
 from quantriage.stream.hessian import HessianSum
 from quantriage.stream.loss_hessians import loss_hessians
 from quantriage.stream.site_products import InputKey, input_key
@@ -37,17 +38,6 @@ class Wanted:
 
     schemes: tuple[Scheme, ...]
     method: str = "gptq"
-
-
-def error_record(original: Tensor, quantized: QuantizedTensor) -> WeightError:
-    """The weight error of a candidate as a record. original: [out, in]."""
-    error = weight_error(original, quantized)
-    return WeightError(
-        frobenius=error.frobenius,
-        relative=error.relative,
-        maximum=error.maximum,
-        mean_absolute=error.mean_absolute,
-    )
 
 
 def fill_bank(
@@ -182,7 +172,7 @@ def _record(
         site=site.name,
         scheme=str(scheme),
         method=method,
-        error=error_record(weight, result.quantized),
+        error=error_record(weight_error(weight, result.quantized)),
         objective=result.objective,
         rtn_objective=rtn.objective,
         damping=result.damping,
