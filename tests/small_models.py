@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -33,6 +33,7 @@ from quantriage.model.causal import CausalModel
 from quantriage.model.discover import discover
 from quantriage.model.site import ModelMap
 from quantriage.stream.compute import exact
+from quantriage.stream.fisher_probe import random_signs
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import Stream, StreamSettings
 
@@ -126,16 +127,15 @@ def stream_of(
     return Stream(model, model_map.sites, tokens, exact(), StateStore(spill, state_bytes), settings)
 
 
-def sampled_labels(whole: PreTrainedModel, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels [n] that `stream_of` draws from the model: invert the cumulative distribution, row by row."""
-    labels = []
+def probes(whole: PreTrainedModel, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradients [n, vocabulary] at the logits that `stream_of` draws, row by row."""
+    drawn = []
     with torch.no_grad():
         for batch in whole(tokens).logits.split(2):
             for rows in torch.softmax(batch.reshape(-1, VOCABULARY), dim=-1).split(10):
-                cumulative = rows.cumsum(dim=-1)
-                draws = torch.rand(len(rows), 1, generator=generator)
-                labels.append((cumulative < draws * cumulative[:, -1:]).sum(dim=-1))
-    return torch.cat(labels)
+                signs = random_signs(*rows.shape, generator)
+                drawn.append(signs * rows.sqrt() - rows * (signs * rows.sqrt()).sum(-1, keepdim=True))
+    return torch.cat(drawn)
 
 
 @dataclass
@@ -147,15 +147,15 @@ class Seen:
 
 
 def whole_model_gradients(
-    whole: PreTrainedModel, modules: Iterable[str], tokens: Tensor, labels: Tensor
+    whole: PreTrainedModel, modules: Iterable[str], tokens: Tensor, at_logits: Tensor
 ) -> dict[str, Seen]:
-    """By module: what it reads and the gradient of the summed -log p(label), from plain autograd."""
+    """By module: what it reads, and autograd's gradient for gradients [n, vocabulary] at the logits."""
     found: dict[str, Seen] = {}
     with _recording(whole, modules) as calls, torch.enable_grad():
         embedded = whole.get_input_embeddings()(tokens).detach().requires_grad_(True)
         logits = whole(inputs_embeds=embedded).logits
-        loss = nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, [output for _, output in calls.values()])
+        outputs = [output for _, output in calls.values()]
+        gradients = torch.autograd.grad(logits, outputs, at_logits.view_as(logits))
     for (name, (inputs, _)), gradient in zip(calls.items(), gradients, strict=True):
         found[name] = Seen(inputs.detach(), gradient)
     return found

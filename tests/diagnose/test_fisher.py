@@ -1,4 +1,4 @@
-"""Fisher scores against whole-model autograd with the same labels, and against the KL they predict."""
+"""Fisher scores against whole-model autograd with the same probes, and against the KL they predict."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from quantriage.diagnose.fisher import fisher_scores, nearest, pool
 from quantriage.diagnose.swap import swap_kl
 from quantriage.numerics.schemes import Scheme
-from small_models import Saved, sampled_labels, some_tokens, stream_of, whole_model_gradients
+from small_models import Saved, probes, some_tokens, stream_of, whole_model_gradients
 
 TOKENS = some_tokens(4)
 SCHEMES = (Scheme.parse("w4a-g32"), Scheme.parse("w3s-channel"))
@@ -27,8 +27,8 @@ def test_scores_are_the_plain_formula(saved_models: dict[str, Saved], name: str,
     per_sequence = dict.fromkeys(scores.per_token, 0.0)
     generator = torch.Generator().manual_seed(9)
     for _ in range(2):
-        labels = sampled_labels(saved.whole, TOKENS.tokens, generator)
-        seen = whole_model_gradients(saved.whole, names, TOKENS.tokens, labels)
+        drawn = probes(saved.whole, TOKENS.tokens, generator)
+        seen = whole_model_gradients(saved.whole, names, TOKENS.tokens, drawn)
         for site in model_map.sites:
             stored = saved.tensors()[f"{site.name}.weight"]
             weight = (stored.T if site.transposed else stored).contiguous()

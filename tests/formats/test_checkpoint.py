@@ -46,7 +46,7 @@ def test_dense_folder(tmp_path, dtype):
     for name, tensor in expected.items():
         assert torch.equal(checkpoint.weights.get(name), tensor)
         assert checkpoint.weights.shape(name) == tensor.shape
-    assert checkpoint.weights.quantized("model.layers.0.mlp.down_proj") is None
+    assert checkpoint.weights.stored("model.layers.0.mlp.down_proj") is None
 
 
 def test_single_file_beside_its_config(tmp_path):
@@ -161,14 +161,14 @@ def test_packed_folder_is_read_back(tmp_path):
     assert set(checkpoint.weights.names()) == set(tiny_llama.model().state_dict())
     assert not hasattr(checkpoint.config, "quantization_config")
     for name, weight in packed.items():
-        found = checkpoint.weights.quantized(name)
+        found = checkpoint.weights.stored(name)
         assert found is not None
         assert found.scheme == weight.scheme
         assert torch.equal(found.codes, weight.codes)
         assert torch.equal(checkpoint.weights.get(f"{name}.weight"), weight.dequantize())
         assert checkpoint.weights.shape(f"{name}.weight") == weight.shape
     dense = "model.layers.1.self_attn.o_proj"
-    assert checkpoint.weights.quantized(dense) is None
+    assert checkpoint.weights.stored(dense) is None
     assert torch.equal(
         checkpoint.weights.get(f"{dense}.weight"), tiny_llama.linears(tiny_llama.model())[dense]
     )

@@ -11,7 +11,7 @@ from quantriage.stream.hessian import HessianSum
 from quantriage.stream.loss_hessians import FLOOR, loss_hessians, token_weights
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.stream import BlockGradients, Stream
-from small_models import Saved, sampled_labels, some_tokens, stream_of, whole_model_gradients
+from small_models import Saved, probes, some_tokens, stream_of, whole_model_gradients
 
 TOKENS = some_tokens(4)
 BATCH = 2  # of `stream_of`
@@ -39,8 +39,8 @@ def test_hessians_are_the_plain_sums(
     saved = saved_models[name]
     model, model_map = saved.open()
     found = streamed(stream_of(model, model_map, TOKENS, tmp_path), weighted)
-    labels = sampled_labels(saved.whole, TOKENS.tokens, torch.Generator().manual_seed(5))
-    seen = whole_model_gradients(saved.whole, [s.name for s in model_map.sites], TOKENS.tokens, labels)
+    drawn = probes(saved.whole, TOKENS.tokens, torch.Generator().manual_seed(5))
+    seen = whole_model_gradients(saved.whole, [s.name for s in model_map.sites], TOKENS.tokens, drawn)
     readers: dict[tuple[int, InputKey], list[Site]] = {}
     for site in model_map.sites:
         readers.setdefault((site.block, input_key(site)), []).append(site)

@@ -13,7 +13,7 @@ from quantriage.stream.stream import BlockGradients, Stream
 from small_models import (
     VOCABULARY,
     Saved,
-    sampled_labels,
+    probes,
     some_tokens,
     stream_of,
     whole_model_gradients,
@@ -64,9 +64,9 @@ def test_gradients_are_those_of_whole_model_autograd(
     model, model_map = saved.open()
     stream = stream_of(model, model_map, TOKENS, tmp_path)
     seen = backward(stream, seed=3)
-    labels = sampled_labels(saved.whole, TOKENS.tokens, torch.Generator().manual_seed(3))
+    drawn = probes(saved.whole, TOKENS.tokens, torch.Generator().manual_seed(3))
     names = [site.name for site in model_map.sites]
-    expected = whole_model_gradients(saved.whole, names, TOKENS.tokens, labels)
+    expected = whole_model_gradients(saved.whole, names, TOKENS.tokens, drawn)
     assert seen.keys() == expected.keys()
     for site, (inputs, gradients) in seen.items():
         torch.testing.assert_close(inputs, expected[site].inputs, atol=ROUNDING, rtol=ROUNDING)

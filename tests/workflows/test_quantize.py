@@ -53,8 +53,8 @@ def test_a_plan_file_is_carried_out_line_by_line(place: Place, tmp_path: Path) -
     found = {}
     for block in range(2):
         for module in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
-            quantized = weights.quantized(f"model.layers.{block}.{module}")
-            found[f"{block}.{module}"] = None if quantized is None else str(quantized.scheme)
+            stored = weights.stored(f"model.layers.{block}.{module}")
+            found[f"{block}.{module}"] = None if stored is None else str(stored.scheme)
     assert found == {
         "0.self_attn.q_proj": "w4a-g32",
         "0.self_attn.o_proj": None,

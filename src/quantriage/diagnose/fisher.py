@@ -1,8 +1,8 @@
 """What quantizing each site in each scheme would cost, predicted from one forward and one backward pass.
 
 To second order the KL between reference and candidate is half the Fisher form of the weight change,
-E[(d loss)^2] / 2 with labels drawn from the model itself, where d loss of a sequence is the sum over its
-positions of g . dW x, with g the gradient at the site's output. Squaring position by position drops the
+E[(sum over positions of g . dW x)^2] / 2, with g the gradient at the site's output of a random probe of the
+logits (stream/fisher_probe.py). Squaring position by position drops the
 products of different positions: little noise, but about a third too low on SmolLM2. Squaring the sum keeps
 them, but one sequence is then one sample. `FisherScores.kl` is the geometric mean of the second and of the
 first raised to the second's level, pooled over the blocks (ablation in docs/lab-log.md).
@@ -69,7 +69,7 @@ def fisher_scores(
 ) -> FisherScores:
     """Score every site in `menus` for each of its schemes on the stream's tokens.
 
-    draws: how many times labels are sampled; each draw costs a forward and a backward pass. Memory: one
+    draws: probes drawn; each costs a forward and a backward pass. Memory: one
     block, its weight errors in every scheme of one site, and the stream's state budget.
     """
     token_sums: dict[Key, float] = {}

@@ -8,7 +8,6 @@ code is never trusted.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -17,28 +16,27 @@ from quantriage.checkpoint.location import resolve
 from quantriage.checkpoint.safetensors_source import open_safetensors
 from quantriage.checkpoint.strict_json import read_object
 from quantriage.errors import CheckpointError
-from quantriage.formats.compressed_config import METHOD, read_groups
-from quantriage.formats.compressed_weights import open_compressed
 from quantriage.formats.dense import DenseWeights, majority_dtype
 from quantriage.formats.gguf import open_gguf_weights
+from quantriage.formats.readers import READERS
 from quantriage.formats.tokenizers import Tokenizer, carried_by_folder, carried_by_tokenizer, load_tokenizer
 from quantriage.formats.weight_source import WeightSource
 from quantriage.records.digest import combined_digest, file_digest
 
 CONFIG_NAME = "config.json"
-Kind = Literal["dense", "compressed-tensors", "gguf"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened model. Nothing is read but headers and the config until asked for.
 
+    kind: "dense", "gguf", or the quant_method of a quantized folder ("gptq", "awq", ...).
     stored_dtype: the float type most weights are stored in; float32 for a GGUF with block types.
     file_bytes: size of the weight files.
     """
 
     path: Path
-    kind: Kind
+    kind: str
     config: PretrainedConfig
     weights: WeightSource
     stored_dtype: torch.dtype
@@ -98,26 +96,25 @@ def _open_folder(path: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no {CONFIG_NAME} beside the weights")
     quantization = _quantization(folder)
     weights: WeightSource
-    kind: Kind
     if quantization is None:
         kind, weights = "dense", DenseWeights(source)
     else:
-        kind = "compressed-tensors"
-        weights = open_compressed(source, read_groups(quantization, str(folder / CONFIG_NAME)), str(folder))
+        kind = str(quantization["quant_method"])
+        weights = READERS[kind](source, quantization, str(folder / CONFIG_NAME))
     config = _load_config(folder)
     return Checkpoint(path, kind, config, weights, majority_dtype(source), source.file_bytes, source.digest)
 
 
 def _quantization(folder: Path) -> dict[str, object] | None:
-    """The checkpoint's quantization_config, None if it is dense; other methods are refused."""
+    """The checkpoint's quantization_config, None if it is dense; methods that have no reader are refused."""
     stored = read_object(folder / CONFIG_NAME).get("quantization_config")
     if stored is None:
         return None
     method = stored.get("quant_method") if isinstance(stored, dict) else None
-    if not isinstance(stored, dict) or method != METHOD:
+    if not isinstance(stored, dict) or method not in READERS:
         raise CheckpointError(
-            f"{folder / CONFIG_NAME}: quantization method {method!r} is not read yet; dense, {METHOD} and "
-            "GGUF checkpoints are"
+            f"{folder / CONFIG_NAME}: quantization method {method!r} is not read yet; dense, GGUF, "
+            f"{', '.join(READERS)} are"
         )
     return stored
 

@@ -5,7 +5,7 @@ decided by what the files contain, not by the config: a module that a group targ
 dense is dense.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from quantriage.checkpoint.safetensors_source import SafetensorsSource
 from quantriage.errors import CheckpointError
 from quantriage.formats import compressed_tensors as codec
-from quantriage.formats.compressed_config import SchemeGroup, scheme_for
+from quantriage.formats.compressed_config import read_groups, scheme_for
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
+from quantriage.numerics.stored_weight import StoredWeight, stored_weight
 
 _PARTS = (codec.PACKED, codec.SCALE, codec.ZERO_POINT, codec.SHAPE)
 _REFUSED = ("weight_g_idx", "weight_global_scale", "bitmask", "compressed")  # other formats' parts
@@ -46,23 +47,31 @@ class CompressedWeights:
 
     def get(self, name: str) -> Tensor:
         """The tensor as stored, or the float32 product of a packed module."""
-        weight = self.quantized(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        return self.source.get(name) if weight is None else weight.dequantize()
+        module = name.removesuffix(".weight")
+        packed = name != module and module in self.schemes
+        return self._read(module).dequantize() if packed else self.source.get(name)
 
-    def quantized(self, module: str) -> QuantizedTensor | None:
+    def stored(self, module: str) -> StoredWeight | None:
         """The packed weight of a module, or None if it is stored dense."""
-        scheme = self.schemes.get(module)
-        if scheme is None:
+        if module not in self.schemes:
             return None
-        names = (f"{module}.{part}" for part in _PARTS)
-        tensors = {name: self.source.get(name) for name in names if name in self.source.entries}
-        return codec.read(module, scheme, tensors)
+        nbytes = sum(self.source.meta(name).nbytes for name in self._parts(module))
+        return stored_weight(codec.FORMAT, self._read(module), nbytes)
+
+    def _read(self, module: str) -> QuantizedTensor:
+        tensors = {name: self.source.get(name) for name in self._parts(module)}
+        return codec.read(module, self.schemes[module], tensors)
+
+    def _parts(self, module: str) -> list[str]:
+        """Names of the tensors stored for a packed module."""
+        return [name for part in _PARTS if (name := f"{module}.{part}") in self.source.entries]
 
 
 def open_compressed(
-    source: SafetensorsSource, groups: Sequence[SchemeGroup], where: str
+    source: SafetensorsSource, quantization: Mapping[str, object], where: str
 ) -> CompressedWeights:
     """See packed modules as weights. Raises CheckpointError for a part that is not read."""
+    groups = read_groups(quantization, where)
     schemes: dict[str, Scheme] = {}
     visible: list[str] = []
     for name in source.names():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quantriage.checkpoint.safetensors_source import SafetensorsSource
 from quantriage.errors import CheckpointError
-from quantriage.numerics.quantized import QuantizedTensor
+from quantriage.numerics.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DenseWeights:
         """The tensor as stored."""
         return self.source.get(name)
 
-    def quantized(self, module: str) -> QuantizedTensor | None:  # noqa: ARG002
+    def stored(self, module: str) -> StoredWeight | None:  # noqa: ARG002
         """Nothing is quantized here."""
         return None
 

@@ -25,7 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 
 from quantriage.checkpoint.gguf_file import GGUFSource, open_gguf
 from quantriage.errors import CheckpointError
-from quantriage.numerics.quantized import QuantizedTensor
+from quantriage.numerics.stored_weight import StoredWeight
 
 _FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -82,7 +82,7 @@ class GGUFWeights:
             )
         return tensor
 
-    def quantized(self, module: str) -> QuantizedTensor | None:  # noqa: ARG002
+    def stored(self, module: str) -> StoredWeight | None:  # noqa: ARG002
         """Block types are read dense, as a reference."""
         return None
 

@@ -1,4 +1,4 @@
-"""What every format offers the rooms above: weights under Hugging Face names, dense or as quantized records.
+"""What every format offers the rooms above: weights under Hugging Face names, dense or as stored.
 
 A format hides how a file names and packs its tensors. Handing containers upwards was rejected: every
 method would then have to ask which format it serves.
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from quantriage.numerics.quantized import QuantizedTensor
+from quantriage.numerics.stored_weight import StoredWeight
 
 
 class WeightSource(Protocol):
@@ -26,6 +26,6 @@ class WeightSource(Protocol):
         """The dense tensor: as stored, or float32 with the exact product if it is stored quantized."""
         ...
 
-    def quantized(self, module: str) -> QuantizedTensor | None:
-        """The quantized weight of a module (its name without ".weight"), or None if it is not quantized."""
+    def stored(self, module: str) -> StoredWeight | None:
+        """What is stored for a module's weight (its name without ".weight"); None if it is dense."""
         ...

@@ -18,6 +18,7 @@ from quantriage.model.capture import CaptureWeightCalls, WeightCall
 from quantriage.model.causal import BlockCall, CausalModel
 from quantriage.model.site import Site, write_site
 from quantriage.stream.compute import Compute
+from quantriage.stream.fisher_probe import fisher_probe, random_signs
 from quantriage.stream.progress import Progress, silent
 from quantriage.stream.states import StateStore
 
@@ -125,27 +126,21 @@ class Stream:
     # -- backward
 
     def head_gradients(self, generator: torch.Generator) -> None:
-        """Gradient at the last boundary of -log p(label), labels sampled from the model itself.
-
-        Sampling from the model gives the true Fisher; the text's own tokens would give the empirical one,
-        which over-weighs surprising text. Stored under `g/<start>`; sums over positions, not means.
-        """
+        """Gradients of random probes of the logits (fisher_probe.py) at the last boundary, as `g/<start>`."""
         with self.model.head():
             for start, hidden in self.final_states():
                 flat = hidden.reshape(-1, hidden.shape[-1])
-                parts = [self._sampled_gradient(h, generator) for h in flat.split(self.head_rows)]
+                parts = [self._fisher_gradient(h, generator) for h in flat.split(self.head_rows)]
                 self.states.put(f"g/{start}", torch.cat(parts).view_as(hidden))
 
-    def _sampled_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    def _fisher_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
         hidden = hidden.detach().requires_grad_(True)
         with self.compute.autocast():
             logits = self.model.logits(hidden)
         with torch.no_grad():
-            probabilities = torch.softmax(logits.float(), dim=-1)
-            labels = _sample(probabilities, generator)
-            # The gradient of -log p(label) with respect to the logits is p - onehot(label).
-            probabilities[torch.arange(len(labels), device=labels.device), labels] -= 1.0
-        (gradient,) = torch.autograd.grad(logits, hidden, probabilities.to(logits.dtype))
+            signs = random_signs(len(logits), logits.shape[1], generator).to(logits.device)
+            probe = fisher_probe(torch.softmax(logits.float(), dim=-1), signs)
+        (gradient,) = torch.autograd.grad(logits, hidden, probe.to(logits.dtype))
         return gradient
 
     def backward(
@@ -183,11 +178,3 @@ class BlockGradients:
                 for call, gradient in zip(calls, gradients[1:], strict=True):
                     if gradient is not None:  # a product that the block's output does not read
                         on_gradient(start, call, gradient)
-
-
-def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw per row by inverting the cumulative distribution; the uniforms come from a CPU generator."""
-    draws = torch.rand(probabilities.shape[0], 1, generator=generator).to(probabilities.device)
-    cumulative = probabilities.cumsum(dim=-1)
-    picked = torch.searchsorted(cumulative, draws * cumulative[:, -1:])
-    return picked.squeeze(1).clamp_(max=probabilities.shape[1] - 1)

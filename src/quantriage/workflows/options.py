@@ -25,7 +25,7 @@ class CalibrationOptions:
     calibration: tuple[Path, ...] = _required("text files (.txt, .md, .jsonl) to calibrate on")
     sequences: int = _option(128, "calibration windows")
     length: int = _option(512, "tokens in each calibration window")
-    seed: int = _option(0, "seed of windows and sampled labels")
+    seed: int = _option(0, "seed of windows and gradient probes")
     device: str = _option("cpu", "torch device to compute on")
     state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
 
@@ -75,7 +75,7 @@ class SensitivityOptions(CalibrationOptions):
     run: Path = _required("folder for the records and the report")
     target: str = _option("vllm", "whose menu of schemes to score: vllm, vllm-cpu, transformers")
     schemes: tuple[str, ...] = _option((), "score these schemes instead, such as w4a-g64 w3a-g64")
-    draws: int = _option(1, "times labels are sampled; more draws, less noise")
+    draws: int = _option(1, "gradient probes for each window; more draws, less noise")
     exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
 
 

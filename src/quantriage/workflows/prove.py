@@ -12,7 +12,6 @@ from quantriage.evaluate.reference_states import final_states
 from quantriage.evaluate.summary import Decode, Kind, Subject, summarize
 from quantriage.evaluate.token_scores import TokenScores
 from quantriage.formats.bank import CandidateBank
-from quantriage.formats.compressed_tensors import stored_bytes
 from quantriage.records.types import Comparison, EvalResult, NoiseFloor, Proof
 from quantriage.stream.compute import Compute
 from quantriage.stream.states import StateStore
@@ -96,7 +95,7 @@ def stored_sites(opened: OpenedModel) -> tuple[float, int]:
     total = count = 0
     for site in opened.map.sites:
         numel = site.shape[0] * site.shape[1]
-        quantized = weights.quantized(site.name)
-        total += numel * dense if quantized is None else stored_bytes(quantized.scheme, site.shape)
+        stored = weights.stored(site.name)
+        total += numel * dense if stored is None else stored.nbytes
         count += numel
     return 8 * total / count, total

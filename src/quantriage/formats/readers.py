@@ -1,0 +1,15 @@
+"""Readers of quantized folders by the `quant_method` of their config.json: to add a format, add its line."""
+
+from collections.abc import Callable, Mapping
+
+from quantriage.checkpoint.safetensors_source import SafetensorsSource
+from quantriage.formats.compressed_config import METHOD as COMPRESSED_TENSORS
+from quantriage.formats.compressed_weights import open_compressed
+from quantriage.formats.weight_source import WeightSource
+
+Reader = Callable[[SafetensorsSource, Mapping[str, object], str], WeightSource]
+"""(tensors, quantization_config, where it stands for messages) -> weights; raises CheckpointError."""
+
+READERS: dict[str, Reader] = {
+    COMPRESSED_TENSORS: open_compressed,
+}
