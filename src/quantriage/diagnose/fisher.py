@@ -2,10 +2,10 @@
 
 To second order the KL between reference and candidate is half the Fisher form of the weight change,
 E[(sum over positions of g . dW x)^2] / 2, with g the gradient at the site's output of a random probe of the
-logits (stream/fisher_probe.py). Squaring position by position drops the
-products of different positions: little noise, but about a third too low on SmolLM2. Squaring the sum keeps
-them, but one sequence is then one sample. `FisherScores.kl` is the geometric mean of the second and of the
-first raised to the second's level, pooled over the blocks (ablation in docs/lab-log.md).
+logits (stream/fisher_probe.py). Squaring position by position drops the products of different positions:
+little noise, but about a third too low on SmolLM2. Squaring the sum keeps them, but one sequence is then one
+sample. `FisherScores.kl` is the geometric mean of the second and of the first raised to the second's level,
+pooled over the blocks (ablation in docs/lab-log.md).
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ from quantriage.stream.site_products import InputKey, SiteProducts, input_key, o
 from quantriage.stream.stream import BlockGradients
 
 FLOOR = 0.5
-"""Share of the mean weight that every token keeps: without one, KL is higher (ablation in docs/lab-log.md)."""
+"""Share of the mean weight that every token keeps; without it KL is higher (ablation in docs/lab-log.md)."""
 
 
 def token_weights(squares: Tensor) -> Tensor:
