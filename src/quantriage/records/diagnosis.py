@@ -1,4 +1,4 @@
-"""Records of looking at a quantized checkpoint that somebody else made: lint, attribution, bisect, split, repair.
+"""Records of looking at somebody else's quantized checkpoint: lint, attribution, bisect, split, repair.
 
 As in types.py: plain data, KL in nats per token from reference to candidate, names as in a Hugging Face
 checkpoint. A `unit` is what can be swapped between two checkpoints: a site's module (weight and bias), or one
