@@ -53,6 +53,16 @@ def test_the_head_is_in_memory_only_while_asked_for(llama: Saved) -> None:
         model.logits(hidden)
 
 
+def test_a_bfloat16_head_is_what_autocast_makes_of_the_float32_one(llama: Saved) -> None:
+    model, _ = llama.open()
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad(), model.head(dtype), torch.autocast("cpu", torch.bfloat16):
+            found.append(model.logits(hidden))
+    assert torch.equal(*found)
+
+
 def test_used_tensors_are_the_whole_checkpoint(saved: Saved) -> None:
     model, _ = saved.open()
     assert set(model.used_tensors()) == set(saved.tensors())

@@ -191,10 +191,10 @@ class CausalModel:
             )
         return value
 
-    def _load_outer(self, wanted: Any) -> None:
+    def _load_outer(self, wanted: Any, dtype: torch.dtype = torch.float32) -> None:
         for name, value in self._skeleton.state_dict(keep_vars=True).items():
             if value.is_meta and not name.startswith(self.block_path + ".") and wanted(name):
-                self._assign(name, self._read(self._layout[name], value.shape, torch.float32))
+                self._assign(name, self._read(self._layout[name], value.shape, dtype))
 
     def _assign(self, name: str, value: Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
@@ -252,9 +252,12 @@ class CausalModel:
             self._release(self._is_embedding)
 
     @contextmanager
-    def head(self) -> Iterator[None]:
-        """Hold the output head in memory; `logits` works inside."""
-        self._load_outer(self._is_head)
+    def head(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+        """Hold the output head in memory, in `dtype`; `logits` works inside.
+
+        Under autocast to `dtype` the result is the same as in float32, without casting the head at every call.
+        """
+        self._load_outer(self._is_head, dtype)
         try:
             yield
         finally:

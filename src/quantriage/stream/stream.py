@@ -31,7 +31,7 @@ class StreamSettings:
     """`batch`: sequences that pass a block together. `head_logits`: logits that exist at once."""
 
     batch: int = 8
-    head_logits: int = 1 << 25
+    head_logits: int = 1 << 24
 
     @staticmethod
     def for_length(length: int) -> "StreamSettings":
@@ -127,11 +127,12 @@ class Stream:
 
     def head_gradients(self, generator: torch.Generator) -> None:
         """Gradients of random probes of the logits (fisher_probe.py) at the last boundary, as `g/<start>`."""
-        with self.model.head():
+        with self.model.head(self.compute.dtype):
             for start, hidden in self.final_states():
                 flat = hidden.reshape(-1, hidden.shape[-1])
                 parts = [self._fisher_gradient(h, generator) for h in flat.split(self.head_rows)]
                 self.states.put(f"g/{start}", torch.cat(parts).view_as(hidden))
+                self.progress("gradients at the head", start + hidden.shape[0], self.tokens.sequences)
 
     def _fisher_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
         hidden = hidden.detach().requires_grad_(True)
