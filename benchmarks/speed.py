@@ -3,7 +3,8 @@
     python -m benchmarks.speed MODEL --calibration T --calibration T --evaluate T \\
         --peer-python ENV/bin/python --out FOLDER
 
-Same windows, same scheme; both saved directories are evaluated by `quantriage evaluate`. Writes speed.json.
+Same windows, same scheme. Both saved directories are evaluated by `quantriage evaluate`, and by the plain
+transformers of the environment that wrote them. Writes speed.json.
 """
 
 import argparse
@@ -45,6 +46,17 @@ def judged(reference: str, candidate: Path, text: tuple[Path, ...], length: int)
     }
 
 
+def plain_transformers(python: str, reference: str, candidate: Path, tokens: Path) -> dict[str, float]:
+    """KL and perplexity of a saved directory as the transformers of `python` loads it."""
+    script = Path(__file__).parent / "engines" / "transformers_kl.py"
+    command = [python, str(script), reference, str(candidate), str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return {f"transformers_{name}": figures[name] for name in ("kl", "perplexity")}
+
+
 def main() -> None:
     """Run both, print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,6 +90,14 @@ def main() -> None:
         print(label, json.dumps(rows[label]), flush=True)
     for label in commands:
         rows[label] |= judged(model, out / label, tuple(arguments.evaluate), arguments.evaluation_length)
+        print(label, json.dumps(rows[label]), flush=True)
+    (out / "speed.json").write_text(json.dumps(rows, indent=1) + "\n")
+    windows = out / "evaluation.npy"
+    shape = ["--sequences", "16", "--length", str(arguments.evaluation_length), "--role", "evaluation"]
+    evaluated = [str(path) for path in arguments.evaluate]
+    subprocess.run([*here, "--model", model, "--out", str(windows), *shape, *evaluated], check=True)
+    for label, python in (("ours", sys.executable), ("llm-compressor", arguments.peer_python)):
+        rows[label] |= plain_transformers(python, model, out / label, windows)
         print(label, json.dumps(rows[label]), flush=True)
     (out / "speed.json").write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -1,0 +1,47 @@
+"""KL and perplexity of a saved directory under plain transformers, on given windows of tokens.
+
+    ENV/bin/python benchmarks/engines/transformers_kl.py REFERENCE CANDIDATE TOKENS.npy
+
+Imports nothing of quantriage: what is tested is what a user of transformers gets from the directory, in
+float32. Prints one JSON object.
+"""
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+
+def log_probabilities(model: Any, row: torch.Tensor) -> torch.Tensor:
+    """[length - 1, vocabulary] of one window [length]."""
+    with torch.no_grad():
+        logits = model(row.unsqueeze(0)).logits[0, :-1]
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def main() -> None:
+    """Load both whole, compare window by window."""
+    reference, candidate, tokens = sys.argv[1:]
+    rows = torch.from_numpy(np.load(tokens, allow_pickle=False))
+    models = [
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (reference, candidate)
+    ]
+    kl, nll = [], []
+    for row in rows:
+        expected, found = (log_probabilities(model, row) for model in models)
+        kl.append(float((expected.exp() * (expected - found)).sum(-1).double().mean()))
+        nll.append(float(-found.gather(1, row[1:, None]).double().mean()))
+    figures = {
+        "kl": float(np.mean(kl)),
+        "perplexity": float(np.exp(np.mean(nll))),
+        "transformers": transformers.__version__,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
