@@ -31,6 +31,12 @@ DIAGNOSIS = "diagnosis.json"  # list of Diagnosis
 MIXES = "mixes.json"  # list of MixMeasurement
 QUANTIZED = "quantized.json"  # list of QuantizedSite
 PROOF = "proof.json"  # Proof
+LINT = "lint.json"  # Lint, and so on down: records/diagnosis.py
+ATTRIBUTION = "attribution.json"  # Attribution
+BISECTION = "bisection.json"  # Bisection
+SPLIT = "split.json"  # Split
+CANDIDATE = "candidate.json"  # CandidateDiagnosis
+REPAIR = "repair.json"  # Repair
 REPORT = "report.html"  # rendered, not a record
 
 
