@@ -1,12 +1,12 @@
 """The smallest sets of units that make a candidate bad, by asking about few hybrids.
 
 The question is always the same: is the reference still bad when it takes exactly these units from the
-candidate? One round finds one minimal set. It supposes first that more units never make a bad hybrid good, and
-then a binary search for the shortest bad prefix yields one member in log2(n) questions, and the next in as many
-(the deletion-free form of minimal-subset search; Marques-Silva et al., CAV 2013). What it finds is then checked
-without the supposition: the set itself must be bad, and must not be once any one unit is left out. Where that
-fails, delta debugging (Zeller and Hildebrandt, IEEE TSE 28(2), 2002) takes over, whose result is 1-minimal for any
-criterion. A plain halving was rejected: it loses a pair of units that are bad only together.
+candidate? One round finds one minimal set. It supposes first that more units never make a bad hybrid good:
+then a binary search for the shortest bad prefix yields one member in log2(n) questions, and the next in as
+many (minimal sets over monotone predicates; Marques-Silva, Janota and Belov, CAV 2013). What it finds is
+then checked without the supposition: the set itself must be bad, and must not be once any one unit is left
+out. Where that fails, delta debugging (Zeller and Hildebrandt, IEEE TSE 28(2), 2002) takes over, whose result
+is 1-minimal for any criterion. A plain halving was rejected: it loses a pair that is bad only together.
 
 A minimal set explains that the candidate is bad, not all that is bad about it: of three units each of which
 suffices, it names one. So what was found is restored and the rest is searched again, until the rest is good.
@@ -14,7 +14,7 @@ suffices, it names one. So what was found is restored and the rest is searched a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 Taken = frozenset[str]
@@ -150,7 +150,7 @@ def minimal_set(
 def _by_prefixes(
     units: Sequence[str], ask: Ask, infer: Ask, weights: Mapping[str, float] | None
 ) -> list[str] | None:
-    """One member after another, each by the shortest prefix that is bad with those found; None if that fails."""
+    """One member after another, each by the shortest prefix that is bad with those found; None: not so."""
     found: list[str] = []
     limit = len(units)  # found and units[:limit] are bad together
     while not found or ask(frozenset(found)) is not True:
@@ -176,7 +176,7 @@ def _answered_split(
     infer: Ask,
     weights: Mapping[str, float] | None,
 ) -> tuple[int, bool] | None:
-    """A place between low and high, and whether the prefix up to it is bad; None if none tried has an answer."""
+    """A place between low and high, and whether the prefix up to it is bad; None: no answer."""
     middle = _split(units, low, high, weights)
     places = sorted(range(low + 1, high), key=lambda place: abs(place - middle))
     for place in places[: 1 + _MOVED_SPLITS]:
@@ -214,7 +214,7 @@ def ddmin(units: Sequence[str], ask: Ask) -> tuple[str, ...]:
 def _reduce(current: list[str], parts: int, ask: Ask) -> tuple[list[str], int] | None:
     """A bad part, else a bad complement of a part, with the granularity to go on with."""
     bounds = [len(current) * i // parts for i in range(parts + 1)]
-    slices = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    slices = [slice(a, b) for a, b in pairwise(bounds)]
     for part in slices:
         if ask(frozenset(current[part])):
             return current[part], 2
