@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from quantriage.checkpoint.overlay import overlay
 from quantriage.checkpoint.safetensors_header import DTYPES
 from quantriage.checkpoint.safetensors_source import INDEX_NAME, open_safetensors
 from quantriage.errors import CheckpointError
@@ -212,20 +211,3 @@ def test_several_files_without_index(tmp_path):
     (tmp_path / INDEX_NAME).unlink()
     with pytest.raises(CheckpointError, match="2 safetensors files"):
         open_safetensors(tmp_path)
-
-
-def test_overlay_takes_named_tensors_from_the_top(tmp_path):
-    save_file({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "base.safetensors")
-    save_file({"a": torch.zeros(2), "b": torch.zeros(4)}, tmp_path / "top.safetensors")
-    base = open_safetensors(tmp_path / "base.safetensors")
-    top = open_safetensors(tmp_path / "top.safetensors")
-    both = overlay(base, top, ["a"])
-    assert both.names() == base.names()
-    assert both.get("a").tolist() == [0, 0]
-    assert both.get("b").tolist() == [1, 1, 1]
-    assert both.meta("a") == top.meta("a")
-    assert both.digest() not in {base.digest(), top.digest(), overlay(base, top, []).digest()}
-    with pytest.raises(CheckpointError, match="cannot be swapped"):
-        overlay(base, top, ["b"])
-    with pytest.raises(CheckpointError, match="'z'"):
-        overlay(base, top, ["z"])

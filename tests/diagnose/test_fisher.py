@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantriage.diagnose.fisher import fisher_scores, nearest, pool
+from quantriage.diagnose.change_scores import pool
+from quantriage.diagnose.fisher import fisher_scores, nearest
 from quantriage.diagnose.swap import swap_kl
 from quantriage.numerics.schemes import Scheme
 from small_models import Saved, probes, some_tokens, stream_of, whole_model_gradients

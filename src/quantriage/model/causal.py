@@ -9,7 +9,7 @@ block is calling it with them. The alternative, re-using block 0's arguments, is
 import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from quantriage.errors import ArchitectureError, CheckpointError
 from quantriage.formats.checkpoint import Checkpoint
+from quantriage.formats.weight_source import WeightSource
 from quantriage.model.layout import Piece, parameter_layout
 
 
@@ -97,8 +98,33 @@ class CausalModel:
         self.hidden_size = int(head.weight.shape[1])
         self._embedding_prefix = self._path_of(embedding)
         self._head_prefix = self._path_of(head)
-        self._load_outer(lambda name: not self._is_embedding(name) and not self._is_head(name))
+        self._load_outer(self._stays_loaded)
         self._check_stack()
+
+    def with_weights(self, weights: WeightSource) -> "CausalModel":
+        """This model over another source of the same tensors. Cheap: the skeleton is copied, none is built.
+
+        An embedding and a head that are tied here are two parameters there if `weights` names both. Not to
+        be called while the embedding or the head is held.
+        """
+        assert self._head.weight.is_meta, "the head would be copied"
+        other = copy.copy(self)
+        other.checkpoint = replace(self.checkpoint, weights=weights, _weights_digest=_no_digest)
+        other._skeleton = copy.deepcopy(self._skeleton)
+        modules = dict(other._skeleton.named_modules())
+        other._stubs = [modules[f"{self.block_path}.{i}"] for i in range(self.block_count)]
+        other._embedding = other._skeleton.get_input_embeddings()
+        other._head = other._skeleton.get_output_embeddings()
+        named = set(weights.names())
+        untied = {name: (Piece(name),) for pair in self.tied().items() for name in pair if name in named}
+        other._layout = self._layout | untied
+        other._release(self._stays_loaded)
+        other._load_outer(self._stays_loaded)
+        return other
+
+    def tied(self) -> dict[str, str]:
+        """Parameters that the configuration ties to another one: the head to the embedding, or nothing."""
+        return dict(getattr(self._skeleton, "all_tied_weights_keys", None) or {})
 
     # -- structure
 
@@ -115,6 +141,18 @@ class CausalModel:
     def block_template(self, index: int) -> nn.Module:
         """Block `index` without its weights (meta device)."""
         return self._templates[index]
+
+    def outer_tensors(self) -> dict[str, str]:
+        """Checkpoint tensor -> its part outside the blocks: "embedding", "head", else "norm" or "other"."""
+        found: dict[str, str] = {}
+        for name, pieces in self._layout.items():
+            if name.startswith(self.block_path + "."):
+                continue
+            rest = "norm" if len(self.checkpoint.weights.shape(pieces[0].tensor)) == 1 else "other"
+            part = "embedding" if self._is_embedding(name) else "head" if self._is_head(name) else rest
+            if part == "embedding" or pieces[0].tensor not in found:
+                found[pieces[0].tensor] = part
+        return found
 
     def used_tensors(self) -> tuple[str, ...]:
         """Every checkpoint tensor that some parameter reads, blocks in order after the outer part."""
@@ -146,6 +184,11 @@ class CausalModel:
 
     def _is_head(self, name: str) -> bool:
         return name.startswith(self._head_prefix + ".")
+
+    def _stays_loaded(self, name: str) -> bool:
+        """Parameters outside the blocks that are small, such as the last norm."""
+        outside = not name.startswith(self.block_path + ".")
+        return outside and not self._is_embedding(name) and not self._is_head(name)
 
     def _check_stack(self) -> None:
         """Run the skeleton once on noise: every block must be called exactly once, in order."""
@@ -320,6 +363,10 @@ class CausalModel:
             self._forget_calls()
         logits: Tensor = out.logits[0]
         return logits
+
+
+def _no_digest() -> str:
+    raise NotImplementedError("weights of two checkpoints have no digest of their own")
 
 
 def _build_skeleton(config: PretrainedConfig) -> PreTrainedModel:

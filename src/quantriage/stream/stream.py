@@ -60,6 +60,19 @@ class Stream:
         count = tokens.tokens.shape[0]
         self.batches = tuple(range(0, count, settings.batch))
 
+    def branch(self, model: CausalModel, states: StateStore) -> "Stream":
+        """The same tokens, with the blocks' arguments known here, through another model of this kind."""
+        other = Stream(model, self.sites, self.tokens, self.compute, states, self.settings, self.progress)
+        other._calls = self._calls
+        return other
+
+    def resume(self, origin: "Stream", first: int) -> None:
+        """Put the states of `origin` at boundary `first` through the blocks from there on."""
+        for start in self.batches:
+            self.states.put(f"{first}/{start}", origin.hidden(first, start))
+        for index in range(first, self.model.block_count):
+            self.advance(index, self.load(index))
+
     def rows(self, start: int) -> Tensor:
         """Tokens [b, t] of the batch that begins at sequence `start`."""
         return self.tokens.tokens[start : start + self.settings.batch]
