@@ -8,8 +8,10 @@ from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import match_targets
 
 from quantriage.errors import CheckpointError
-from quantriage.formats.compressed_config import config, read_groups, scheme_for
-from quantriage.numerics.schemes import Scheme
+from quantriage.formats.compressed_config import config
+from quantriage.formats.compressed_groups import read_groups, scheme_for
+from quantriage.formats.compressed_parts import StoredScheme
+from quantriage.numerics.schemes import IntGrid, PerChannel, PerTensor, Scheme
 
 W4, W8, W3 = Scheme.parse("w4a-g64"), Scheme.parse("w8s-channel"), Scheme.parse("w3a-g32")
 
@@ -72,7 +74,11 @@ def test_lm_head_is_ignored_unless_it_is_assigned():
 @pytest.mark.parametrize("assignments", [dense_like(3), experts(2, 3)])
 def test_schemes_are_read_back(assignments):
     groups = read_groups(json.loads(json.dumps(config(assignments, []))), "here")
-    assert {name: scheme_for(name, groups, "here") for name in assignments} == assignments
+    expected = {
+        name: StoredScheme("pack-quantized", scheme.grid, scheme.granularity)
+        for name, scheme in assignments.items()
+    }
+    assert {name: scheme_for(name, groups, "here") for name in assignments} == expected
 
 
 def test_class_target_is_the_last_resort():
@@ -84,8 +90,9 @@ def test_class_target_is_the_last_resort():
         },
     }
     groups = read_groups(stored, "here")
-    assert str(scheme_for("x.down_proj", groups, "here")) == "w8s-tensor"
-    assert str(scheme_for("x.up_proj", groups, "here")) == "w4s-channel"
+    down, up = (scheme_for(name, groups, "here") for name in ("x.down_proj", "x.up_proj"))
+    assert (down.grid, down.layout) == (IntGrid(8, True), PerTensor())
+    assert (up.grid, up.layout) == (IntGrid(4, True), PerChannel())
 
 
 @pytest.mark.parametrize("stored", [{}, {"config_groups": {}}, {"config_groups": []}])

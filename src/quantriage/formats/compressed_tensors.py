@@ -17,11 +17,20 @@ from torch import Tensor
 
 from quantriage.errors import BudgetError, CheckpointError
 from quantriage.formats.bit_packing import is_padded, pack, padded_width, unpack_dense, unpack_padded
+from quantriage.formats.compressed_parts import (
+    PACKED,
+    SCALE,
+    SHAPE,
+    ZERO_POINT,
+    StoredScheme,
+    column_group,
+    fit,
+)
+from quantriage.numerics.coded_weight import CodedWeight, PerBlock, coded
 from quantriage.numerics.quantized import QuantizedTensor
-from quantriage.numerics.schemes import SCALE_BITS, PerTensor, ScaleDtype, Scheme
+from quantriage.numerics.schemes import SCALE_BITS, IntGrid, PerTensor, ScaleDtype, Scheme
 
 FORMAT = "pack-quantized"
-PACKED, SCALE, ZERO_POINT, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
 _SHAPE_BYTES = 16  # int64 [2]
 _SCALE_DTYPES: dict[torch.dtype, ScaleDtype] = {
     torch.float16: "float16",
@@ -89,11 +98,7 @@ def read(module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Quantize
     refusal = supports(scheme, (rows, columns), transposed=False)
     if refusal is not None:
         raise CheckpointError(f"{module}: {refusal}")
-    per_tensor = isinstance(scheme.granularity, PerTensor)
-    groups = 1 if per_tensor else columns // scheme.group_width(columns)
-    scale_shape = (1, 1) if per_tensor else (rows, groups)
-    if scale.numel() != scale_shape[0] * scale_shape[1]:
-        raise CheckpointError(f"{module}: scale of shape {tuple(scale.shape)}, {scheme} needs {scale_shape}")
+    scale = fit(module, SCALE, scale, scheme.granularity, (rows, columns))
     bits = scheme.grid.bits
     try:
         padded = is_padded(packed, bits, columns)
@@ -101,10 +106,19 @@ def read(module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Quantize
         zero_point = None
         if not scheme.grid.symmetric:
             stored = _fetch(module, ZERO_POINT, tensors)
-            zero_point = _zero_point(scheme, stored, scale_shape, padded)
+            zero_point = _zero_point(scheme, stored, (scale.shape[0], scale.shape[1]), padded)
     except ValueError as error:
         raise CheckpointError(f"{module}: {error}") from error
-    return QuantizedTensor(scheme, codes, scale.reshape(scale_shape), zero_point)
+    return QuantizedTensor(scheme, codes, scale, zero_point)
+
+
+def read_coded(module: str, scheme: StoredScheme, parts: Mapping[str, Tensor]) -> CodedWeight:
+    """`read` for parts by their short names, with the order of columns that GPTQ's `weight_g_idx` gives."""
+    assert isinstance(scheme.grid, IntGrid)
+    assert not isinstance(scheme.layout, PerBlock)
+    tensors = {f"{module}.{part}": tensor for part, tensor in parts.items()}
+    weight = read(module, Scheme(scheme.grid, scheme.layout), tensors)
+    return coded(weight, column_group(module, scheme, parts, weight.shape[1]))
 
 
 def _zero_point(scheme: Scheme, stored: Tensor, shape: tuple[int, int], padded: bool) -> Tensor:
@@ -125,10 +139,10 @@ def _zero_point(scheme: Scheme, stored: Tensor, shape: tuple[int, int], padded: 
 
 def _logical_shape(module: str, stored: Tensor, packed: Tensor) -> tuple[int, int]:
     """The weight's [out, in], checked against the packed words."""
-    if stored.numel() != 2 or stored.is_floating_point() or packed.ndim != 2 or packed.dtype != torch.int32:
+    if stored.numel() != 2 or stored.dtype != torch.int64 or packed.ndim != 2 or packed.dtype != torch.int32:
         raise CheckpointError(
             f"{module}: {PACKED} is {packed.dtype} {tuple(packed.shape)} and {SHAPE} has {stored.numel()} "
-            "entries; expected int32 words of two dimensions and two sizes"
+            f"entries of {stored.dtype}; expected int32 words of two dimensions and two sizes in int64"
         )
     rows, columns = (int(size) for size in stored.tolist())
     if rows != packed.shape[0] or not 0 < columns <= packed.shape[1] * 16:
