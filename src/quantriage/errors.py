@@ -51,3 +51,9 @@ class StorageError(QuantriageError):
     """A disk that is full or a folder that cannot be written."""
 
     exit_code = 8
+
+
+class EngineError(QuantriageError):
+    """A serving engine that cannot be started, refuses a checkpoint, or gives no usable answer."""
+
+    exit_code = 10

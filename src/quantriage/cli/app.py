@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import quantriage
-from quantriage.cli import demo, evaluate, plan, quantize, recover, report, sensitivity
+from quantriage.cli import compare, demo, evaluate, lint, plan, quantize, recover, report, sensitivity
 from quantriage.cli.command import Command, register
 
 COMMANDS: tuple[Command[Any], ...] = (
@@ -19,6 +19,8 @@ COMMANDS: tuple[Command[Any], ...] = (
     plan.COMMAND,
     quantize.COMMAND,
     evaluate.COMMAND,
+    lint.COMMAND,
+    compare.COMMAND,
     report.COMMAND,
     demo.COMMAND,
 )

@@ -114,8 +114,11 @@ class SplitLeg(Record, frozen=True):
     )  # against the reference, or None where the engine gives log-probabilities of the text only
     nll_shift: Interval | None  # mean change of -log p(text), nats per token
     largest_difference: float | None  # of log-probabilities of the text against the first leg
-    noise_floor: float | None
+    noise_floor: float | None  # of `mean_difference` for a runtime, of `kl` else
     tokens: int
+    # mean |change of log p(text)|: of a runtime against the candidate in our mathematics, else the reference
+    mean_difference: Interval | None = None
+    explained_kl: float | None = None  # what plain rounding in the candidate's schemes loses on these tokens
 
 
 class GuardFinding(Record, frozen=True):

@@ -24,7 +24,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
     with clock.stage("open"):
         reference = open_model(options.reference, options.device)
         candidate = open_model(options.candidate, options.device)
-        _refuse_other_shape(reference, candidate)
+        refuse_other_shape(reference, candidate)
         tokens = reference.tokens(options.text, options.sequences, options.length, "evaluation")
     with tempfile.TemporaryDirectory(prefix="quantriage-") as scratch, clock.stage("evaluate"):
         cache = options.run / "cache" if options.run is not None else Path(scratch) / "cache"
@@ -83,7 +83,8 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
     return proof
 
 
-def _refuse_other_shape(reference: OpenedModel, candidate: OpenedModel) -> None:
+def refuse_other_shape(reference: OpenedModel, candidate: OpenedModel) -> None:
+    """Raise ArchitectureError unless both have the same blocks, width and vocabulary."""
     ours, theirs = reference.model, candidate.model
     for what, left, right in (
         ("blocks", ours.block_count, theirs.block_count),

@@ -9,6 +9,8 @@ from typing import Any
 
 from quantriage.errors import UsageError
 
+NO_ENGINE = "none"
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -110,6 +112,15 @@ class QuantizeOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LintOptions:
+    """`lint`: what is structurally wrong with a checkpoint, without running it; exit code 10 on errors."""
+
+    candidate: str = _required("model to look at: a folder, file or hub id in any format that is read")
+    reference: str | None = _option(None, "the model it was made from: every weight is checked against it")
+    run: Path | None = _option(None, "write the record here")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """`evaluate`: perplexity, KL, top-1 agreement and flips of a candidate on identical tokens."""
 
@@ -119,5 +130,31 @@ class EvaluateOptions:
     sequences: int = _option(16, "evaluation windows")
     length: int = _option(1024, "tokens in each window")
     run: Path | None = _option(None, "write the proof record and a report here")
+    device: str = _option("cpu", "torch device to compute on")
+    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """`compare`: whether weights, runtime or data carry the loss of somebody else's quantized checkpoint."""
+
+    reference: str = _required("full-precision model that the candidate was made from")
+    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = _required("text files like the calibration text (.txt, .md, .jsonl)")
+    prompts: tuple[Path, ...] = _option((), "a set of your own prompts, compared with the text")
+    engine: tuple[str, ...] = _option(
+        ("transformers",), "what else runs the file: transformers, vllm, llama.cpp, or none"
+    )
+    engine_python: tuple[str, ...] = _option(
+        (), "Python of the environment that has the engines, or ENGINE=PATH for one of them"
+    )
+    engine_option: tuple[str, ...] = _option(
+        (), "a setting you serve with, NAME=VALUE, by the engine's own names (kv_cache_dtype=fp8)"
+    )
+    engine_dtype: str = _option("auto", "what engines compute in: auto, float32, bfloat16, float16")
+    engine_seconds: float = _option(900.0, "time limit of each engine outside this process")
+    sequences: int = _option(8, "windows of the text, and at most of each prompt set")
+    length: int = _option(512, "tokens in each window")
+    run: Path | None = _option(None, "write the records and a report here")
     device: str = _option("cpu", "torch device to compute on")
     state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
