@@ -1,0 +1,86 @@
+"""What the best rounding known here would leave of a site's loss, in the scheme that the candidate chose.
+
+It tells a layer that is hard from one that was done badly. The rounding is fitted on one half of the tokens
+and scored on the other, together with the candidate's error: on its own tokens any fitted rounding looks
+better than it is. Fitted on few tokens it is not the optimum: the figure is what can at least be reached.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantriage.diagnose.change_scores import Change, Shift, score_changes
+from quantriage.diagnose.hybrid import Pair, Unit
+from quantriage.diagnose.own_rounding import OwnScheme, own_scheme
+from quantriage.diagnose.unit_errors import site_weight, stored_of
+from quantriage.methods.protocol import SiteStatistics
+from quantriage.model.site import Site, read_site
+from quantriage.stream.loss_hessians import loss_hessians
+from quantriage.stream.site_products import InputKey, input_key
+from quantriage.stream.stream import BlockGradients, Stream
+
+PASSES = 4.5
+"""Forward passes that `optima` costs over all tokens: half of them are run for fitting, half for scoring."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A rounding in the candidate's scheme [out, in], dequantized, and the share of the loss it leaves."""
+
+    weight: Tensor
+    share: float
+
+
+def optima(fit: Stream, score: Stream, pair: Pair, units: Sequence[Unit], seed: int) -> dict[str, Optimum]:
+    """Best roundings of sites that are stored in an integer scheme, by unit.
+
+    fit, score: streams of the reference over tokens that do not overlap. Memory: one block with its Hessians,
+    and one float32 weight for each unit: pass few.
+    """
+    schemes = {unit.name: own for unit in units if (own := own_scheme(stored_of(pair, unit))) is not None}
+    if not schemes:
+        return {}
+    rounded = _fit(fit, schemes, seed)
+    of_name = {unit.name: unit for unit in units}
+
+    def changes(site: Site, weight: Tensor) -> dict[str, Change]:
+        if site.name not in rounded:
+            return {}
+        actual = site_weight(pair, of_name[site.name], True) - weight
+        return {"actual": Shift(actual), "best": Shift(rounded[site.name] - weight)}
+
+    scores = score_changes(score, changes, seed + 1, stage="score best roundings").kl
+    found = {}
+    for name, weight in rounded.items():
+        actual = scores[name, "actual"]
+        if actual > 0:
+            found[name] = Optimum(weight, scores[name, "best"] / actual)
+    return found
+
+
+def _fit(stream: Stream, schemes: Mapping[str, OwnScheme], seed: int) -> dict[str, Tensor]:
+    """GPTQ of the wanted sites, on Hessians weighted by what the loss reads."""
+    found: dict[str, Tensor] = {}
+
+    def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
+        sites = tuple(s for s in stream.sites if s.block == index and s.name in schemes)
+        if not sites:
+            gradients.run(lambda *_: None)
+            return
+        sums = loss_hessians(gradients, sites)
+        statistics: dict[InputKey, SiteStatistics] = {}
+        for site in sites:
+            key = input_key(site)
+            if key not in statistics:
+                tokens = sums[key].tokens
+                statistics[key] = SiteStatistics(sums.pop(key).value(), tokens)
+            weight = read_site(block, site).float().contiguous()
+            found[site.name] = schemes[site.name].best(weight, statistics[key])
+
+    stream.forward(keep=True, stage="fit best roundings: forward")
+    stream.head_gradients(torch.Generator().manual_seed(seed))
+    stream.backward(on_block, stage="fit best roundings: backward")
+    stream.states.clear()
+    return found

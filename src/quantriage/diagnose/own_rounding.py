@@ -1,0 +1,71 @@
+"""A weight rounded anew in the scheme in which a checkpoint stores it: the yardstick for how it was done.
+
+Only integer codes in groups of columns can be rounded here; groups may be made of columns in any order, as
+GPTQ's act-order leaves them. Other grids (k-quants, NF4, floats) have no yardstick but the same-norm control.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quantriage.diagnose.fisher import nearest
+from quantriage.errors import BudgetError
+from quantriage.methods.protocol import SiteStatistics
+from quantriage.methods.registry import METHODS
+from quantriage.numerics.schemes import IntGrid, PerGroup, Scheme
+from quantriage.numerics.stored_weight import StoredWeight
+
+
+@dataclass(frozen=True)
+class OwnScheme:
+    """An integer scheme, and the order [in] that brings each group's columns together; None: they are."""
+
+    scheme: Scheme
+    order: Tensor | None = None
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Plain rounding of weight [out, in], float32, dequantized."""
+        return self._restored(nearest(self._ordered(weight), self.scheme).dequantize())
+
+    def best(self, weight: Tensor, statistics: SiteStatistics) -> Tensor:
+        """The best rounding of weight [out, in] known here, dequantized: GPTQ, loss-weighted Hessian."""
+        hessian = statistics.hessian
+        if self.order is not None:
+            statistics = replace(statistics, hessian=hessian[self.order][:, self.order].contiguous())
+        (result,) = METHODS["gptq"].quantize(self._ordered(weight), statistics, [self.scheme])
+        return self._restored(result.quantized.dequantize())
+
+    def _ordered(self, weight: Tensor) -> Tensor:
+        return (weight if self.order is None else weight[:, self.order]).contiguous()
+
+    def _restored(self, weight: Tensor) -> Tensor:
+        return weight if self.order is None else weight[:, torch.argsort(self.order)].contiguous()
+
+
+def own_scheme(stored: StoredWeight | None) -> OwnScheme | None:
+    """The scheme of a stored weight, if it can be rounded here."""
+    if stored is None:
+        return None
+    found = OwnScheme(stored.scheme) if stored.scheme is not None else _reordered(stored)
+    if found is None:
+        return None
+    try:
+        found.scheme.group_width(stored.shape[1])
+    except BudgetError:  # a last group that is short
+        return None
+    return found
+
+
+def _reordered(stored: StoredWeight) -> OwnScheme | None:
+    """Equal groups of columns in any order, with integer zero points or none."""
+    groups, bits = stored.column_group, (stored.levels - 1).bit_length()
+    if groups is None or stored.offset is not None or stored.levels != 1 << bits or not 2 <= bits <= 8:
+        return None
+    sizes = torch.bincount(groups.to(torch.int64))
+    if int(sizes.min()) != int(sizes.max()):
+        return None
+    center = 1 << (bits - 1)
+    symmetric = stored.zero_point is None or bool((stored.zero_point == center).all())
+    scheme = Scheme(IntGrid(bits, symmetric), PerGroup(int(sizes[0])), "float16")
+    return OwnScheme(scheme, torch.argsort(groups.to(torch.int64), stable=True))
