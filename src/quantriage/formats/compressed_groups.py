@@ -31,7 +31,7 @@ FORMATS: dict[str, tuple[tuple[str, int], ...]] = {  # (type, bits) that each fo
 }
 _SPARSE = ("sparse-bitmask", "sparse-24-bitmask", "marlin-24")
 _OFFLINE = ("weight_input", "weight_output")  # places of a rotation that is already in the weights
-_MOST_REPEATS, _LONGEST_NAME = 6, 300
+_MOST_REPEATS, _MOST_WAYS, _LONGEST_NAME = 6, 1_000_000, 300
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,44 @@ def _rotations(transforms: object) -> Iterator[object]:
 
 
 def _check_expression(where: str, expression: str) -> None:
-    """Refuse what is no expression, and what could take for ever on a name: files come from strangers."""
+    """Refuse what is no expression, and what could take for ever on a name: files come from strangers.
+
+    Python's matcher tries every way through an expression. Repeated groups make those ways exponential, so
+    they are refused; repeats and alternatives are limited to more than any module name needs.
+    """
     try:
         re.compile(expression)
     except (re.error, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{where}: target {expression[:200]!r} is no regular expression") from error
-    bare = re.sub(r"\\.|\[[^\]]*\]", "a", expression)  # escapes and classes read as one letter
-    if re.search(r"\)[*+{]", bare) or len(re.findall(r"[*+{]", bare)) > _MOST_REPEATS:
+    bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "a", expression)  # escapes and classes read as one letter
+    bare = re.sub(r"\(\?[:=!]", "(", bare)
+    if re.search(r"\)[*+{]", bare) or any(_is_slow(branch) for branch in _branches(bare)):
         raise CheckpointError(
-            f"{where}: target {expression[:200]!r} repeats a group or has more than {_MOST_REPEATS} repeats; "
-            "matching it may never end"
+            f"{where}: target {expression[:200]!r} repeats a group, or has more than {_MOST_REPEATS} repeats "
+            f"or {_MOST_WAYS} combinations of alternatives; matching it may never end"
         )
+
+
+def _branches(bare: str) -> list[str]:
+    """The alternatives outside all groups: they are tried one after the other, not combined."""
+    branches, depth = [""], 0
+    for letter in bare:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "|" and depth == 0:
+            branches.append("")
+        else:
+            branches[-1] += letter
+    return branches
+
+
+def _is_slow(branch: str) -> bool:
+    """Whether repeats or combinations of the alternatives of its groups are too many."""
+    ways, alternatives = 1, [1]
+    for letter in branch:
+        if letter == "(":
+            alternatives.append(1)
+        elif letter == "|":
+            alternatives[-1] += 1
+        elif letter == ")":
+            ways = min(ways * alternatives.pop(), _MOST_WAYS + 1)
+    return len(re.findall(r"[*+?{]\??", branch)) > _MOST_REPEATS or ways > _MOST_WAYS
