@@ -38,6 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 64
+_METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,29 @@ class Entry:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """All tensors of a safetensors file, fully checked against its size. Raises CheckpointError."""
+    header, data_start, size = _parsed(path)
+    entries = {
+        name: _entry(path, name, value, data_start, size)
+        for name, value in header.items()
+        if name != _METADATA
+    }
+    _refuse_overlap(path, entries)
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free texts that a safetensors file carries beside its tensors. Raises CheckpointError.
+
+    Read when asked for: only a few formats keep more there than the word "pt", and some keep a lot.
+    """
+    found = _parsed(path)[0].get(_METADATA, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise CheckpointError(f"{path}: {_METADATA} is not an object of texts")
+    return found
+
+
+def _parsed(path: Path) -> tuple[dict[str, object], int, int]:
+    """The header's JSON, where the tensors' bytes begin, and the size of the file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -68,14 +92,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    data_start = _LENGTH_BYTES + length
-    entries = {
-        name: _entry(path, name, value, data_start, size)
-        for name, value in parse_object(text, f"{path}: header").items()
-        if name != "__metadata__"
-    }
-    _refuse_overlap(path, entries)
-    return entries
+    return parse_object(text, f"{path}: header"), _LENGTH_BYTES + length, size
 
 
 def _entry(path: Path, name: str, value: object, data_start: int, size: int) -> Entry:

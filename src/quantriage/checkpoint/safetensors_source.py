@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantriage.checkpoint.mapped import map_tensor
 from quantriage.checkpoint.pickle_files import pickles_in, refuse_pickle
-from quantriage.checkpoint.safetensors_header import Entry, read_header
+from quantriage.checkpoint.safetensors_header import Entry, read_header, read_metadata
 from quantriage.checkpoint.source import TensorMeta
 from quantriage.checkpoint.strict_json import read_object
 from quantriage.errors import CheckpointError
@@ -43,6 +43,15 @@ class SafetensorsSource:
         """The tensor, mapped privately; its memory goes with it."""
         path, entry = self._find(name)
         return map_tensor(path, entry.begin, entry.meta.shape, entry.dtype)
+
+    def metadata(self) -> dict[str, str]:
+        """The texts in the headers of all files; files must not contradict each other."""
+        found: dict[str, str] = {}
+        for path in self.files:
+            for key, text in read_metadata(path).items():
+                if found.setdefault(key, text) != text:
+                    raise CheckpointError(f"{path}: metadata {key[:200]!r} differs between the files")
+        return found
 
     def digest(self) -> str:
         """sha256 over the files' contents: of the file itself if there is one, else of names and digests."""
