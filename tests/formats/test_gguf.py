@@ -24,6 +24,7 @@ CASES = [
     ("gpt2", Kind.Q8_0, True),
     ("qwen3moe", Kind.Q4_1, True),
     ("qwen3moe", Kind.F32, False),
+    ("gemma2", Kind.Q8_0, False),
 ]
 
 

@@ -47,7 +47,9 @@ def write(path: Path, architecture: str, kind: Kind = Kind.F32, head: bool = Fal
         writer.add_rope_freq_base(10000.0)
         writer.add_rope_dimension_count(WIDTH // HEADS)
         shapes = llama_shapes(len(tokens), architecture)
-    if architecture.startswith("qwen3"):
+    if architecture == "gemma2":
+        writer.add_sliding_window(POSITIONS)
+    if architecture.startswith(("qwen3", "gemma2")):
         writer.add_key_length(head_width(architecture))
         writer.add_value_length(head_width(architecture))
     if architecture == "qwen3moe":
@@ -59,6 +61,8 @@ def write(path: Path, architecture: str, kind: Kind = Kind.F32, head: bool = Fal
     generator = np.random.default_rng(0)
     for name, shape in shapes.items():
         values = generator.standard_normal(shape, dtype=np.float32)
+        if architecture == "gemma2" and name.endswith("norm.weight"):
+            values = 1 + values / 16  # as converters leave them: one added to what the model holds
         stored = kind if len(shape) > 1 else Kind.F32
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
@@ -91,6 +95,8 @@ def llama_shapes(vocabulary_size: int, architecture: str) -> dict[str, tuple[int
         }
         if architecture == "qwen2":
             block |= {"attn_q.bias": (wide,), "attn_k.bias": (narrow,), "attn_v.bias": (narrow,)}
+        if architecture == "gemma2":
+            block |= {"post_attention_norm.weight": (WIDTH,), "post_ffw_norm.weight": (WIDTH,)}
         if architecture in ("qwen3", "qwen3moe"):
             block |= {
                 "attn_q_norm.weight": (head_width(architecture),),

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
@@ -63,6 +64,13 @@ class GGUFSource:
             return map_tensor(self.path, tensor.begin, tensor.meta.shape, dtype)
         return self._dequantized(tensor)
 
+    def raw_rows(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The stored bytes of a block type, [rows, bytes of a row], mapped."""
+        tensor = self._find(name)
+        rows = prod(tensor.meta.shape[:-1])
+        raw = np.frombuffer(map_bytes(self.path, tensor.begin, tensor.meta.nbytes), dtype=np.uint8)
+        return raw.reshape(rows, tensor.meta.nbytes // rows)
+
     def digest(self) -> str:
         """sha256 of the file."""
         return self._digest
@@ -78,12 +86,9 @@ class GGUFSource:
 
     def _dequantized(self, tensor: GGUFTensor) -> Tensor:
         """float32 values of a block type, some rows at a time."""
-        per_block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
         columns = tensor.meta.shape[-1]
-        rows = prod(tensor.meta.shape[:-1])
-        row_bytes = columns // per_block * block_bytes
-        raw = np.frombuffer(map_bytes(self.path, tensor.begin, tensor.meta.nbytes), dtype=np.uint8)
-        raw = raw.reshape(rows, row_bytes)
+        raw = self.raw_rows(tensor.meta.name)
+        rows = len(raw)
         values = np.empty((rows, columns), dtype=np.float32)
         step = max(1, _CHUNK_BYTES // (4 * columns))
         with np.errstate(all="ignore"):  # a bad scale gives inf or NaN, which the caller reports by name
@@ -109,3 +114,12 @@ def open_gguf(path: Path) -> GGUFSource:
                 "dequantize; make the file with another type"
             )
     return GGUFSource(path, header.scalars, header.tensors)
+
+
+def refuse_split(path: Path, scalars: Mapping[str, Scalar]) -> None:
+    """Raise CheckpointError for one file of a model that is split over several."""
+    count = scalars.get("split.count", 0)
+    if isinstance(count, int) and count > 1:
+        raise CheckpointError(
+            f"{path}: is one of {count} files of a split GGUF; join them first (llama-gguf-split --merge)"
+        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -37,19 +38,38 @@ _KEPT_STRING = 256  # longer strings (templates, licences) are skipped
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """One tensor: its meta (shape in torch's order), its ggml type, and where its bytes begin in the file."""
+    """One tensor: its meta (shape in torch's order), its ggml type, and where its bytes begin in the file.
+
+    type_at: where the header holds the type's number (4 bytes), followed by the tensor's offset (8 bytes).
+    """
 
     meta: TensorMeta
     kind: GGMLQuantizationType
     begin: int
+    type_at: int
 
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """A checked header: short scalar values by key, and the tensors by name."""
+    """A checked header: short scalar values by key, and the tensors by name.
+
+    data_start: offsets of tensors count from here; alignment: their multiple.
+    """
 
     scalars: Mapping[str, Scalar]
     tensors: Mapping[str, GGUFTensor]
+    data_start: int
+    alignment: int
+
+
+class _Info(NamedTuple):
+    """A tensor info as the header has it: shape in torch's order, position and number of the type, offset."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_at: int
+    number: int
+    offset: int
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
@@ -95,7 +115,8 @@ class _Walk:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise self._error(f"general.alignment is {alignment!r}; expected a power of two")
         data_start = -(-self._at // alignment) * alignment
-        return GGUFHeader(scalars, self._tensors(infos, data_start, alignment))
+        tensors = self._tensors(infos, data_start, alignment)
+        return GGUFHeader(scalars, tensors, data_start, alignment)
 
     def _keys(self, count: int) -> dict[str, Scalar]:
         """All key-value pairs; only short scalars are kept."""
@@ -154,8 +175,8 @@ class _Walk:
             raise self._error(f"key {key[:80]!r} has a string of {length} bytes, more than the file can hold")
         self._at += length
 
-    def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape in torch's order, ggml type number, offset."""
+    def _tensor_info(self) -> _Info:
+        """One tensor info, not yet checked against the file."""
         name = self._string(_LONGEST_NAME, "tensor name")
         dimensions = self._number("I")
         if dimensions > _MOST_DIMENSIONS:
@@ -163,14 +184,12 @@ class _Walk:
                 f"tensor {name[:200]!r} has {dimensions} dimensions, at most {_MOST_DIMENSIONS}"
             )
         shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
-        return name, shape, self._number("I"), self._number("Q")
+        return _Info(name, shape, self._at, self._number("I"), self._number("Q"))
 
-    def _tensors(
-        self, infos: list[tuple[str, tuple[int, ...], int, int]], data_start: int, alignment: int
-    ) -> dict[str, GGUFTensor]:
+    def _tensors(self, infos: list[_Info], data_start: int, alignment: int) -> dict[str, GGUFTensor]:
         """Check every tensor against the file and against the others."""
         tensors: dict[str, GGUFTensor] = {}
-        for name, shape, number, offset in infos:
+        for name, shape, type_at, number, offset in infos:
             if name in tensors:
                 raise self._error(f"tensor {name[:200]!r} occurs twice")
             if number not in set(GGMLQuantizationType):
@@ -190,7 +209,7 @@ class _Walk:
                     f"{self._size}; it is truncated or its header lies, fetch it again"
                 )
             meta = TensorMeta(name, shape, _dtype_name(kind), nbytes)
-            tensors[name] = GGUFTensor(meta, kind, data_start + offset)
+            tensors[name] = GGUFTensor(meta, kind, data_start + offset, type_at)
         for before, after in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.begin)):
             if before.begin + before.meta.nbytes > after.begin:
                 raise self._error(f"tensors {before.meta.name!r} and {after.meta.name!r} overlap")

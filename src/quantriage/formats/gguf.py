@@ -6,8 +6,9 @@ applied here to one tensor at a time, where its own loader holds the whole model
 runs before any of it sees the file. Everything is float32, the exact product of what is stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from transformers.modeling_gguf_pytorch_utils import (
     load_gguf_checkpoint,
 )
 
-from quantriage.checkpoint.gguf_file import GGUFSource, open_gguf
+from quantriage.checkpoint.gguf_file import GGUFSource, open_gguf, refuse_split
 from quantriage.errors import CheckpointError
+from quantriage.formats.gguf_blocks import stored_blocks
+from quantriage.formats.gguf_order import Array, in_order, row_order
 from quantriage.numerics.stored_weight import StoredWeight
 
 _FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -63,18 +66,7 @@ class GGUFWeights:
     def get(self, name: str) -> Tensor:
         """The tensor as transformers would load it, float32. Peak memory: the tensor, twice if permuted."""
         self._require(name)
-        gathered: dict[str, Tensor] = {}
-        for part in self.parts[name]:
-            values = self.source.get(part).to(torch.float32).numpy()
-            result = self.processor.process(
-                weights=values,
-                name=part,
-                tensor_key_mapping=self.name_map,
-                parsed_parameters={"tensors": gathered},
-            )
-            if result.name is not None:  # else the processor put it into `gathered` itself
-                gathered[name] = torch.from_numpy(np.ascontiguousarray(result.weights))  # ours already
-        tensor = gathered[name]
+        tensor = self.assemble(name, lambda part: self.source.get(part).to(torch.float32).numpy())
         if tuple(tensor.shape) != self.shapes[name]:
             raise CheckpointError(
                 f"{self.source.path}: {name!r} has shape {tuple(tensor.shape)}, "
@@ -82,9 +74,57 @@ class GGUFWeights:
             )
         return tensor
 
-    def stored(self, module: str) -> StoredWeight | None:  # noqa: ARG002
-        """Block types are read dense, as a reference."""
-        return None
+    def assemble(self, name: str, read: Callable[[str], Array]) -> Tensor:
+        """What transformers' processor makes of the GGUF arrays that `read` gives for the parts of `name`."""
+        gathered: dict[str, Tensor] = {}
+        for array in self._processed(name, read, gathered):
+            gathered[name] = torch.from_numpy(np.ascontiguousarray(array))  # ours already
+        return gathered[name]
+
+    def stored(self, module: str) -> StoredWeight | None:
+        """What the file holds for a module's weight, or for a fused stack of experts, by its tensor's name.
+
+        Rows are in Hugging Face's order and run over all experts of a stack. Transposed weights (Conv1D) are
+        [out, in] here, as they are stored. None for plain types. Peak memory: the codes, twice if permuted,
+        and four bytes a weight while the order of the rows is found.
+        """
+        name = module if module in self.parts else f"{module}.weight"
+        if name not in self.parts or any(len(self.source.meta(p).shape) < 2 for p in self.parts[name]):
+            return None
+        records = [stored_blocks(self.source, part) for part in self.parts[name]]
+        found = [record for record in records if record is not None]
+        if len(found) < len(records):
+            return None
+        if self.as_stored(name):
+            return in_order(found, None)
+        where = f"{self.source.path}: {name!r}"
+        return in_order(found, row_order(partial(self.assemble, name), self.part_shapes(name), where))
+
+    def part_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the GGUF tensors that make `name`, in their order."""
+        self._require(name)
+        return {part: self.source.meta(part).shape for part in self.parts[name]}
+
+    def as_stored(self, name: str) -> bool:
+        """Whether transformers takes the tensor as the file has it: an array without memory goes through."""
+        if len(self.parts[name]) > 1:
+            return False
+        probe = np.broadcast_to(np.float32(0), self.source.meta(self.parts[name][0]).shape)
+        return any(result is probe for result in self._processed(name, lambda _: probe, {}))
+
+    def _processed(
+        self, name: str, read: Callable[[str], Array], gathered: dict[str, Tensor]
+    ) -> Iterator[Array]:
+        """What the processor gives back for each part; what it stores itself goes into `gathered`."""
+        for part in self.parts[name]:
+            result = self.processor.process(
+                weights=read(part),
+                name=part,
+                tensor_key_mapping=self.name_map,
+                parsed_parameters={"tensors": gathered},
+            )
+            if result.name is not None:
+                yield result.weights
 
     def _require(self, name: str) -> None:
         if name not in self.parts:
@@ -94,6 +134,7 @@ class GGUFWeights:
 def open_gguf_weights(path: Path) -> GGUFWeights:
     """Check the header, then let transformers say what the tensors are. Raises CheckpointError."""
     source = open_gguf(path)
+    refuse_split(path, source.scalars)
     architecture = source.scalars.get("general.architecture")
     if not isinstance(architecture, str):
         raise CheckpointError(f"{path}: general.architecture is {architecture!r}; expected a name")
