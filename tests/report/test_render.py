@@ -6,12 +6,12 @@ import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
 import plotly.graph_objects as go
 import pytest
+from parsed_page import Page, rendered
 from synthetic_run import GPT2, KL, Shape, sites_of, write_run
 
 from quantriage.errors import QuantriageError
@@ -30,7 +30,6 @@ from quantriage.records.run_dir import (
 )
 from quantriage.records.types import Interval, Proof, RunSummary, Sensitivity
 from quantriage.report import render
-from quantriage.report.sections import SECTIONS
 
 SHAPES = {
     "llama": Shape(),
@@ -38,57 +37,19 @@ SHAPES = {
     "gpt2 of one block": Shape(blocks=1, modules=GPT2, prefix="transformer.h"),
     "experts": Shape(blocks=2, experts=64),
 }
+RECOVERY = ["verdict", "metrics", "layers", "tradeoff", "sensitivity", "text-errors", "rounding", "reproduce"]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028{{7*7}}<!--"
 
 
-class _Page(HTMLParser):
-    """What a browser would load or run: tags with their attributes, and the text of each script."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.visible: list[str] = []
-        self._inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts.append(data)
-        elif self._inside != "style":
-            self.visible.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.visible).split())
-
-    @property
-    def charts(self) -> dict[str, list[dict[str, object]]]:
-        found: dict[str, list[dict[str, object]]] = json.loads(self.scripts[0])
-        return found
-
-
-def _page(folder: Path) -> _Page:
-    return _Page(render(folder).read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> _Page:
-    return _page(write_run(tmp_path_factory.mktemp("dense")))
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return rendered(write_run(tmp_path_factory.mktemp("dense")))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_shape_has_every_section_and_valid_figures(tmp_path: Path, shape: Shape) -> None:
-    page = _page(write_run(tmp_path, shape))
-    anchors = [a["id"] for tag, a in page.tags if tag == "section"]
-    assert anchors == list(SECTIONS)
+    page = rendered(write_run(tmp_path, shape))
+    assert page.sections == RECOVERY
     boxes = [a["data-chart"] for _, a in page.tags if "data-chart" in a]
     assert sorted(boxes) == sorted(page.charts)
     for views in page.charts.values():
@@ -99,7 +60,7 @@ def test_every_shape_has_every_section_and_valid_figures(tmp_path: Path, shape: 
 
 def test_the_map_has_a_cell_for_each_block_and_module_and_experts_in_one(tmp_path: Path) -> None:
     shape = Shape(blocks=3, experts=8)
-    heat = _page(write_run(tmp_path, shape)).charts["layer-map"][0]["data"][0]  # type: ignore[index]
+    heat = rendered(write_run(tmp_path, shape)).charts["layer-map"][0]["data"][0]  # type: ignore[index]
     assert [len(row) for row in heat["z"]] == [7, 7, 7]
     assert all(value is not None for row in heat["z"] for value in row)
     sites = sites_of(shape)
@@ -113,7 +74,7 @@ def test_the_map_has_a_cell_for_each_block_and_module_and_experts_in_one(tmp_pat
     assert "8 experts" in heat["customdata"][2][6]
 
 
-def test_nothing_is_loaded_from_anywhere(dense: _Page) -> None:
+def test_nothing_is_loaded_from_anywhere(dense: Page) -> None:
     for tag, attributes in dense.tags:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             value = attributes.get(name)
@@ -143,7 +104,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         path.write_text(
             text.replace("gptq w4a-g64", json.dumps(HOSTILE)[1:-1]).replace(" Grant", "</mark><b>")
         )
-    page = _page(folder)
+    page = rendered(folder)
     assert len(page.scripts) == 3  # the charts, the library, the page's own
     assert "img" not in [tag for tag, _ in page.tags]
     assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
@@ -176,8 +137,8 @@ def test_sections_without_records_are_left_out(tmp_path: Path, kept: list[str], 
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-    page = _page(folder)
-    assert [a["id"] for tag, a in page.tags if tag == "section"] == expected
+    page = rendered(folder)
+    assert page.sections == expected
 
 
 def test_a_folder_without_records_or_with_a_bad_one_is_refused(tmp_path: Path) -> None:
@@ -189,7 +150,7 @@ def test_a_folder_without_records_or_with_a_bad_one_is_refused(tmp_path: Path) -
     assert not (tmp_path / "report.html").exists()
 
 
-def test_captions_carry_the_computed_figures(dense: _Page, tmp_path: Path) -> None:
+def test_captions_carry_the_computed_figures(dense: Page, tmp_path: Path) -> None:
     rows = RunDir(write_run(tmp_path)).read_many(SENSITIVITY, Sensitivity)
     swaps = sorted(((r.swap_kl or 0.0, r.site) for r in rows if r.scheme == "w4a-g64"), reverse=True)
     total, carried, count = sum(v for v, _ in swaps), 0.0, 0
@@ -216,7 +177,7 @@ def test_the_verdict_says_whether_it_is_proven(tmp_path: Path, proven: bool, wor
     path = folder / SUMMARY
     path.write_text(path.read_text().replace('"proven": true', f'"proven": {str(proven).lower()}'))
     assert RunDir(folder).read(SUMMARY, RunSummary)
-    page = _page(folder)
+    page = rendered(folder)
     state = "proven" if proven else "unproven"
     assert any(a.get("class") == f"verdict {state}" for _, a in page.tags)
     assert f" {words} " in page.text
@@ -228,7 +189,7 @@ def test_a_measured_run_without_verdict_or_shipped_model_is_a_report(tmp_path: P
     summary = json.loads(path.read_text())
     path.write_text(json.dumps(summary | {"verdict": None, "stages": [], "budget": None}))
     (folder / PROOF).write_text((folder / PROOF).read_text().replace('"candidate"', '"mix"'))
-    page = _page(folder)
+    page = rendered(folder)
     assert "No verdict" in page.text
     assert "Nothing was shipped" in page.text
     assert "text-errors" not in [a.get("id") for _, a in page.tags]
@@ -244,7 +205,7 @@ def test_zero_figures_draw_no_logarithm_of_zero(tmp_path: Path) -> None:
     proof = RunDir(folder).read(PROOF, Proof)
     one = Interval(value=1.0, low=1.0, high=1.0)
     RunDir(folder).write(PROOF, msgspec.structs.replace(proof, reference_perplexity=one))
-    page = _page(folder)
+    page = rendered(folder)
     assert "No site loses anything at w4a-g64." in page.text
     for views in page.charts.values():
         for figure in views:

@@ -3,10 +3,15 @@
 import pytest
 
 from quantriage.records.types import Interval, SiteInfo
+from quantriage.report.sections.bisection import threshold_of
+from quantriage.report.sections.differences import Value, parted
 from quantriage.report.site_names import cells, short_columns, short_sites
+from quantriage.report.unit_places import module_of
 from quantriage.report.wording import (
     chart_text,
+    clip,
     duration,
+    listed,
     median,
     number,
     percent,
@@ -96,3 +101,59 @@ def test_experts_share_a_cell_and_keep_their_number() -> None:
         (3, "self_attn.q_proj", 1),
     ]
     assert short_sites(sites)["m.3.mlp.experts.2.down_proj"] == "3 · exp. down *2"
+
+
+def test_norms_are_three_short_lines_beside_sites_without_their_usual_ending() -> None:
+    names = ["self_attn.q_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm", "norm1"]
+    assert list(short_columns(names).values()) == ["q", "up", "down", "post attn norm", "norm1"]
+
+
+def test_lists_and_long_texts_are_cut() -> None:
+    assert [
+        listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d", "e"])
+    ] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+        "a, b, c and 2 more",
+    ]
+    assert clip("abcdef", 6) == "abcdef"
+    assert clip("abcdefg", 6) == "abcde…"
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "module"),
+    [
+        ("model.layers.3.mlp.experts.3.up_proj", 3, "mlp.experts.3.up_proj"),
+        ("blk.1.attn_q", 1, "attn_q"),
+        ("strange", 4, "strange"),
+        ("model.layers.3.", 3, "model.layers.3."),
+    ],
+)
+def test_a_units_module_follows_its_blocks_number(name: str, block: int, module: str) -> None:
+    assert module_of(name, block) == module
+
+
+@pytest.mark.parametrize(
+    ("criterion", "threshold"),
+    [
+        ("KL > 0.05", 0.05),
+        ("perplexity > 25", 25.0),
+        ("KL >= 1e-3", 1e-3),
+        ("command: test 1 > 0.5", None),
+        ("worse", None),
+    ],
+)
+def test_a_threshold_is_read_from_the_criterion(criterion: str, threshold: float | None) -> None:
+    assert threshold_of(criterion) == threshold
+
+
+def test_long_values_are_shown_where_they_part() -> None:
+    assert parted("1", "22") == (Value("", "1", ""), Value("", "22", ""))
+    first, second = parted("x" * 60 + "old" + "y" * 60, "x" * 60 + "new" + "y" * 60)
+    assert first == Value("…" + "x" * 24, "old", "y" * 23 + "…")
+    assert second == Value("…" + "x" * 24, "new", "y" * 23 + "…")
+    whole, doubled = parted("ab" * 30, "ab" * 31)
+    assert whole.changed == ""
+    assert doubled.changed == "ab"

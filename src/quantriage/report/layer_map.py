@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from quantriage.records.types import SiteInfo
 from quantriage.report.chart import BITS_RAMP, LOSS_RAMP, Axis, Figure, Trace, axis, figure, round_ticks
-from quantriage.report.site_names import Cell, cells, short_columns
+from quantriage.report.site_names import Cell, Placed, cells, short_columns
 from quantriage.report.wording import chart_text, number
 
 Place = tuple[int, str]  # block, column
@@ -51,7 +50,7 @@ class _Scale:
     ticks: Mapping[float, str]  # exponent -> text
 
 
-def lay_out(sites: Iterable[SiteInfo]) -> Grid:
+def lay_out(sites: Iterable[Placed]) -> Grid:
     """Place every site."""
     every = cells(sites)
     columns = tuple(dict.fromkeys(cell.column for cell in every))
@@ -64,15 +63,21 @@ def lay_out(sites: Iterable[SiteInfo]) -> Grid:
     )
 
 
-def loss_map(grid: Grid, values: Mapping[str, float], tips: Mapping[Place, str], title: str) -> Figure:
-    """Colour each cell by the largest positive value of its sites, on a logarithmic scale."""
+def loss_map(
+    grid: Grid,
+    values: Mapping[str, float],
+    tips: Mapping[Place, str],
+    title: str,
+    marks: Mapping[Place, str] | None = None,
+) -> Figure:
+    """Colour each cell by the largest positive value of its sites, on a logarithmic scale; write its mark."""
     positive = {name: value for name, value in values.items() if value > 0}
     exponents = {place: math.log10(value) for place, value in _combined(grid, positive, max).items()}
     low, high = min(exponents.values(), default=0.0), max(exponents.values(), default=1.0)
     high = max(high, low + 0.01)
     ticks = {math.log10(tick): number(tick, 1) for tick in round_ticks(low - 0.001, high + 0.001)}
     scale = _Scale(LOSS_RAMP, low, high, ticks)
-    return _map(grid, _heat(grid, exponents, tips, scale), title)
+    return _map(grid, _heat(grid, exponents, tips, scale) | _written(grid, marks or {}), title)
 
 
 def bits_map(grid: Grid, bits: Mapping[str, float], tips: Mapping[Place, str]) -> Figure:
@@ -81,8 +86,15 @@ def bits_map(grid: Grid, bits: Mapping[str, float], tips: Mapping[Place, str]) -
     ticks = {math.log2(width): str(width) for width in _BITS}
     scale = _Scale(BITS_RAMP, math.log2(_BITS[0]), math.log2(_BITS[-1]), ticks)
     heat = _heat(grid, {place: math.log2(value) for place, value in means.items()}, tips, scale)
-    texts = [[f"{means[place]:.3g}" if place in means else "" for place in row] for row in _rows(grid)]
-    return _map(grid, heat | {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 11}}, "bits")
+    return _map(grid, heat | _written(grid, {place: f"{bits:.3g}" for place, bits in means.items()}), "bits")
+
+
+def _written(grid: Grid, texts: Mapping[Place, str]) -> Trace:
+    """Texts into their cells, nothing at all where there is none."""
+    if not texts:
+        return {}
+    rows = [[texts.get(place, "") for place in row] for row in _rows(grid)]
+    return {"text": rows, "texttemplate": "%{text}", "textfont": {"size": 11}}
 
 
 def _combined(

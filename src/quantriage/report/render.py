@@ -6,6 +6,7 @@ every load and every script but the two whose hashes it names. Rejected: plotly'
 one figure, fixed colours and no policy.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -54,9 +55,7 @@ def page(records: RunRecords, sections: list[Section]) -> str:
     charts = {chart.name: [view.figure for view in chart.views] for s in sections for chart in s.charts}
     return environment.get_template("page.html.j2").render(
         policy=policy,
-        title=records.summary.title if records.summary else "quantriage report",
-        model=records.summary.model if records.summary else "",
-        target=records.summary.target if records.summary else "",
+        heading=heading(records),
         sections=sections,
         style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -64,6 +63,29 @@ def page(records: RunRecords, sections: list[Section]) -> str:
         plotly=bundle.packed,
         version=quantriage.__version__,
     )
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What the page is about, and one line beneath it."""
+
+    title: str
+    beneath: str
+
+
+def heading(records: RunRecords) -> Heading:
+    """From the run's summary, else from the records of a diagnosis."""
+    if records.summary:
+        target = f" · for {records.summary.target}" if records.summary.target else ""
+        return Heading(
+            records.summary.title, f"{records.summary.model}{target}" if records.summary.model else ""
+        )
+    candidate, reference = records.names
+    if candidate is None:
+        return Heading("quantriage report", "")
+    layout = f"{records.layout}, " if records.layout else ""
+    beneath = f"held against {reference}" if reference else "looked at alone, without a reference"
+    return Heading(candidate, f"{layout}{beneath}")
 
 
 def _script_json(content: object) -> Markup:

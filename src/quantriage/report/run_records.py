@@ -7,18 +7,26 @@ its section is left out. An invalid one is an error: a report must not quietly d
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from quantriage.errors import QuantriageError
+from quantriage.records.diagnosis import Attribution, Bisection, CandidateDiagnosis, Lint, Repair, Split
 from quantriage.records.run_dir import (
+    ATTRIBUTION,
+    BISECTION,
+    CANDIDATE,
     CORRELATIONS,
     DIAGNOSIS,
+    LINT,
     LOCK,
     MIXES,
     PLAN,
     PROOF,
     QUANTIZED,
+    REPAIR,
     SENSITIVITY,
     SITES,
+    SPLIT,
     SUMMARY,
     RunDir,
 )
@@ -30,10 +38,17 @@ from quantriage.records.types import (
     Plan,
     Proof,
     QuantizedSite,
+    Record,
     RungCorrelation,
     RunSummary,
     Sensitivity,
     SiteInfo,
+)
+
+R = TypeVar("R", bound=Record)
+_NAMES = (
+    *(SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF),
+    *(LINT, ATTRIBUTION, BISECTION, SPLIT, CANDIDATE, REPAIR),
 )
 
 
@@ -52,11 +67,37 @@ class RunRecords:
     mixes: tuple[MixMeasurement, ...]
     quantized: tuple[QuantizedSite, ...]
     proof: Proof | None
+    lint: Lint | None
+    attribution: Attribution | None
+    bisection: Bisection | None
+    split: Split | None
+    candidate: CandidateDiagnosis | None
+    repair: Repair | None
 
     @cached_property
     def site_by_name(self) -> dict[str, SiteInfo]:
         """Sites by checkpoint name."""
         return {site.name: site for site in self.sites}
+
+    @cached_property
+    def of_diagnosis(self) -> bool:
+        """Whether this run looked at somebody else's checkpoint, and so had nothing to ship or to prove."""
+        every = (self.lint, self.attribution, self.bisection, self.split, self.candidate, self.repair)
+        return any(record is not None for record in every)
+
+    @cached_property
+    def names(self) -> tuple[str | None, str | None]:
+        """The candidate under diagnosis and its reference, where a record names them."""
+        for found in (self.candidate, self.lint):
+            if found is not None:
+                return found.candidate, found.reference
+        return (self.repair.candidate if self.repair else None), None
+
+    @cached_property
+    def layout(self) -> str:
+        """How the candidate under diagnosis is stored; empty where no record says."""
+        found = self.candidate or self.lint
+        return found.layout if found else ""
 
     @cached_property
     def shipped(self) -> EvalResult | None:
@@ -70,19 +111,32 @@ class RunRecords:
 def read_records(run_dir: Path) -> RunRecords:
     """Read what is there; raises QuantriageError if nothing is, or if a record is invalid."""
     run = RunDir.existing(run_dir)
-    names = (SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF)
-    if not any(run.has(name) for name in names):
-        raise QuantriageError(f"{run_dir}: no records in it; expected at least one of {', '.join(names)}")
+    if not any(run.has(name) for name in _NAMES):
+        raise QuantriageError(f"{run_dir}: no records in it; expected at least one of {', '.join(_NAMES)}")
     return RunRecords(
-        summary=run.read(SUMMARY, RunSummary) if run.has(SUMMARY) else None,
-        plan=run.read(PLAN, Plan) if run.has(PLAN) else None,
+        summary=_one(run, SUMMARY, RunSummary),
+        plan=_one(run, PLAN, Plan),
         plan_text=run.file(PLAN).read_text(encoding="utf-8") if run.has(PLAN) else "",
-        lock=run.read(LOCK, Lock) if run.has(LOCK) else None,
-        sites=tuple(run.read_many(SITES, SiteInfo)) if run.has(SITES) else (),
-        sensitivity=tuple(run.read_many(SENSITIVITY, Sensitivity)) if run.has(SENSITIVITY) else (),
-        correlations=tuple(run.read_many(CORRELATIONS, RungCorrelation)) if run.has(CORRELATIONS) else (),
-        diagnosis=tuple(run.read_many(DIAGNOSIS, Diagnosis)) if run.has(DIAGNOSIS) else (),
-        mixes=tuple(run.read_many(MIXES, MixMeasurement)) if run.has(MIXES) else (),
-        quantized=tuple(run.read_many(QUANTIZED, QuantizedSite)) if run.has(QUANTIZED) else (),
-        proof=run.read(PROOF, Proof) if run.has(PROOF) else None,
+        lock=_one(run, LOCK, Lock),
+        sites=_many(run, SITES, SiteInfo),
+        sensitivity=_many(run, SENSITIVITY, Sensitivity),
+        correlations=_many(run, CORRELATIONS, RungCorrelation),
+        diagnosis=_many(run, DIAGNOSIS, Diagnosis),
+        mixes=_many(run, MIXES, MixMeasurement),
+        quantized=_many(run, QUANTIZED, QuantizedSite),
+        proof=_one(run, PROOF, Proof),
+        lint=_one(run, LINT, Lint),
+        attribution=_one(run, ATTRIBUTION, Attribution),
+        bisection=_one(run, BISECTION, Bisection),
+        split=_one(run, SPLIT, Split),
+        candidate=_one(run, CANDIDATE, CandidateDiagnosis),
+        repair=_one(run, REPAIR, Repair),
     )
+
+
+def _one(run: RunDir, name: str, kind: type[R]) -> R | None:
+    return run.read(name, kind) if run.has(name) else None
+
+
+def _many(run: RunDir, name: str, kind: type[R]) -> tuple[R, ...]:
+    return tuple(run.read_many(name, kind)) if run.has(name) else ()

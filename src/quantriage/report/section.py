@@ -18,3 +18,4 @@ class Section:
     lead: str
     content: object
     charts: tuple[Chart, ...] = ()
+    headed: bool = True  # a verdict is its own heading

@@ -6,10 +6,13 @@ formatting in the templates, where it can be neither typed nor tested.
 
 import html
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
 from quantriage.records.types import Interval
+
+_HTTPS = re.compile(r"https://[a-z0-9-]+(\.[a-z0-9-]+)+(:\d+)?(/|$)")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -105,3 +108,21 @@ def tooltip(lines: Sequence[str]) -> str:
     """Lines of a tooltip, each escaped and wrapped so that it fits a phone."""
     wrapped = [part for line in lines for part in textwrap.wrap(line, 44) or [""]]
     return "<br>".join(chart_text(part) for part in wrapped)
+
+
+def clip(text: str, width: int) -> str:
+    """The beginning of a text that a file made too long to show; the record has the rest."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """`a, b and c`, or `a, b, c and 4 more`."""
+    if len(names) > shown:
+        return f"{', '.join(names[:shown])} and {len(names) - shown:,} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
+
+
+def https_link(address: str) -> str | None:
+    """The address if a reader may be sent there: https, a plain host, ASCII and no blanks; else None."""
+    plain = address.isascii() and address.isprintable() and " " not in address
+    return address if plain and _HTTPS.match(address) else None

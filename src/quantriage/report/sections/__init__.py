@@ -1,22 +1,39 @@
-"""The sections of a report, in the order of the page. A new one is a file, a template and a line here."""
+"""The sections of a report, in the order of the page. A new one is a file, a template and a line here.
+
+A diagnosis and a recovery share the page: each leaves its own records, and sections without are left out.
+"""
 
 from collections.abc import Callable
 
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
 from quantriage.report.sections import (
+    attribution,
+    bisection,
+    candidate,
+    differences,
     layers,
+    lint,
     metrics,
+    repair,
     reproduce,
     rounding,
     sensitivity,
+    split,
     text_errors,
     tradeoff,
     verdict,
 )
 
 SECTIONS: dict[str, Callable[[RunRecords], Section | None]] = {
+    "candidate": candidate.build,
     "verdict": verdict.build,
+    "lint": lint.build,
+    "differences": differences.build,
+    "attribution": attribution.build,
+    "bisection": bisection.build,
+    "split": split.build,
+    "repair": repair.build,
     "metrics": metrics.build,
     "layers": layers.build,
     "tradeoff": tradeoff.build,

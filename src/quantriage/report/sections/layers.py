@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from quantriage.report.base_scheme import RELATIVE, BaseSensitivity, Rung, base_sensitivity
 from quantriage.report.chart import Chart, View
+from quantriage.report.concentration import concentration
 from quantriage.report.layer_map import Grid, Place, bits_map, lay_out, loss_map
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
@@ -54,35 +55,14 @@ def _sensitivity_views(grid: Grid, base: BaseSensitivity | None, tips: Mapping[P
         values = base.values(rung)
         label = "Swap KL" if rung.name == "swap_kl" else "Fisher"
         drawn = loss_map(grid, values, tips, f"KL at {base.scheme}")
-        views.append(View(label, concentration(grid, values, rung, base.scheme), drawn))
+        views.append(View(label, _concentration(grid, values, rung, base.scheme), drawn))
     return views
 
 
-def concentration(grid: Grid, values: Mapping[str, float], rung: Rung, scheme: str) -> str:
-    """How few sites carry half of the loss, and what they have in common."""
+def _concentration(grid: Grid, values: Mapping[str, float], rung: Rung, scheme: str) -> str:
     column = {site.name: cell.column for cell in grid.at.values() for site in cell.sites}
-    ranked = sorted((name for name in values if name in column), key=lambda name: -values[name])
-    total = sum(values[name] for name in ranked)
-    if not ranked or total <= 0:
-        return f"No site loses anything at {scheme}."
-    carried, top = 0.0, []
-    for name in ranked:
-        top.append(name)
-        carried += values[name]
-        if carried >= total / 2:
-            break
-    kinds: dict[str, int] = {}
-    for name in top:
-        kinds[column[name]] = kinds.get(column[name], 0) + 1
-    kind, most = max(kinds.items(), key=lambda item: item[1])
-    common = f"all are {kind}" if most == len(top) else f"{most} of them {kind}"
-    if most == 1:
-        common = f"it is {top[0]}" if len(top) == 1 else f"first is {top[0]}"
-    verb = "carries" if len(top) == 1 else "carry"
-    return (
-        f"{plural(len(top), 'site')} of {len(ranked):,} {verb} {percent(carried / total)} of the "
-        f"{rung.title} at {scheme}; {common}."
-    )
+    said = concentration(column, values, f"{rung.title} at {scheme}", "site")
+    return said or f"No site loses anything at {scheme}."
 
 
 def _bits_views(records: RunRecords, grid: Grid, tips: Mapping[Place, str]) -> list[View]:
@@ -151,25 +131,27 @@ class _Facts:
         self._base = base
         self._values = base.values(base.best) if base else {}
         self._schemes = {a.site: a.scheme for a in records.plan.assignments} if records.plan else {}
+        self._shapes = {site.name: site.shape for site in records.sites}
         self._diagnosis = {d.site: d for d in records.diagnosis}
         self._quantized = {q.site: q for q in records.quantized}
 
     def of(self, cell: Cell) -> list[str]:
         """One site in full; of several (experts) the count, the mean and the worst in full."""
         if len(cell.sites) == 1:
-            return self._site(cell.sites[0].name, cell.sites[0].shape)
+            return self._site(cell.sites[0].name)
         known = {s.name: self._values[s.name] for s in cell.sites if s.name in self._values}
         lines = [f"{len(cell.sites)} experts, block {cell.block}"]
         if not known:
-            return [*lines, *self._site(cell.sites[0].name, cell.sites[0].shape)]
+            return [*lines, *self._site(cell.sites[0].name)]
         worst = max(cell.sites, key=lambda s: known.get(s.name, 0.0))
         lines.append(
             f"mean {number(sum(known.values()) / len(known))}, largest {number(max(known.values()))}"
         )
-        return [*lines, "", "Worst of them:", *self._site(worst.name, worst.shape)]
+        return [*lines, "", "Worst of them:", *self._site(worst.name)]
 
-    def _site(self, name: str, shape: tuple[int, int]) -> list[str]:
-        lines = [name, f"{shape[0]:,} x {shape[1]:,} (out x in)"]
+    def _site(self, name: str) -> list[str]:
+        rows, columns = self._shapes[name]
+        lines = [name, f"{rows:,} x {columns:,} (out x in)"]
         if name in self._schemes:
             lines.append(f"stored as {self._schemes[name]}")
         if self._base is not None and name in self._values:

@@ -5,16 +5,8 @@ from dataclasses import dataclass
 from quantriage.records.types import EvalResult, Verdict
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
+from quantriage.report.tile import Tile
 from quantriage.report.wording import number, percent, signed, size, span
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A figure, what it is, and what to hold it against."""
-
-    name: str
-    value: str
-    beside: str
 
 
 @dataclass(frozen=True)
@@ -28,10 +20,12 @@ class VerdictContent:
 
 
 def build(records: RunRecords) -> Section | None:
-    """From the run's summary; left out if there is none."""
+    """From the run's summary; left out if there is none, or if a diagnosis had nothing to prove."""
     if records.summary is None:
         return None
     verdict = records.summary.verdict
+    if verdict is None and records.of_diagnosis:
+        return None
     if verdict is None:
         content = VerdictContent(
             "open", "No verdict", "This run measured, but did not ship and prove a checkpoint.", ()
@@ -39,7 +33,7 @@ def build(records: RunRecords) -> Section | None:
     else:
         state, badge = ("proven", "Proven") if verdict.proven else ("unproven", "Not proven")
         content = VerdictContent(state, badge, verdict.sentence, _tiles(verdict, records))
-    return Section("verdict", "Verdict", "", content)
+    return Section("verdict", "Verdict", "", content, headed=False)
 
 
 def _tiles(verdict: Verdict, records: RunRecords) -> tuple[Tile, ...]:
