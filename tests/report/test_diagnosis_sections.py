@@ -278,6 +278,19 @@ def test_an_attribution_that_had_time_does_not_speak_of_its_budget(tmp_path: Pat
     assert "budget" not in rendered(tmp_path).text
 
 
+def test_units_without_any_cost_are_counted(tmp_path: Path) -> None:
+    found = attribution_of(Shape(blocks=2))
+    path = RunDir(tmp_path).write(ATTRIBUTION, found)
+    content = json.loads(path.read_text())
+    for unit in content["units"][-2:]:
+        unit["predicted_kl"] = unit["swap_kl"] = None
+    path.write_text(json.dumps(content))
+    text = rendered(tmp_path).text
+    swapped = sum(u.swap_kl is not None for u in found.units[:-2])
+    assert "2 units could be neither swapped nor predicted." in text
+    assert f"{len(found.units) - 2 - swapped} units rest on their prediction" in text
+
+
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [(0.5, "together they lose more"), (1.0, "the losses add up"), (1.9, "together they lose less")],

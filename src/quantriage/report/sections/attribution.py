@@ -86,10 +86,13 @@ def _measured(found: Attribution) -> tuple[str, ...]:
         f"their weight error: {number(found.forwards)} forward passes in {duration(found.seconds)}, "
         f"where swapping one by one takes {number(found.forwards_one_by_one)}."
     ]
+    unknown = sum(kl_of(unit) is None for unit in found.units)
+    if unknown:
+        said.append(f"{plural(unknown, 'unit')} could be neither swapped nor predicted.")
     if found.truncated:
         said.append(
             f"The time budget of {duration(found.budget_seconds)} ended the swaps early: "
-            f"{len(found.units) - swapped:,} units rest on their prediction alone."
+            f"{len(found.units) - swapped - unknown:,} units rest on their prediction alone."
         )
     if found.additivity is not None:
         said.append(f"The units' KL sum to {number(found.additivity)} times the total: {_adds_up(found)}.")

@@ -120,7 +120,7 @@ def _caption(found: Repair) -> str:
         return f"{text}."
     before = sum(u.predicted_before or 0.0 for u in known)
     after = sum(u.predicted_after or 0.0 for u in known)
-    return f"{text}; their predicted KL fell from {number(before)} to {number(after)}."
+    return f"{text}; their predicted KL goes from {number(before)} to {number(after)}."
 
 
 def _picture(found: Repair) -> Figure:
