@@ -14,7 +14,7 @@ from typing import Any
 
 import quantriage.errors
 from quantriage.cli.app import COMMANDS
-from quantriage.cli.command import INTERRUPTED, NOT_PROVEN, Command, Output
+from quantriage.cli.command import INTERRUPTED, NOT_PROVEN, UNSOUND, Command, Output
 from quantriage.cli.flags import METAVARS, Parameter, parameters
 from quantriage.errors import QuantriageError
 from quantriage.methods.protocol import Method
@@ -104,6 +104,7 @@ def exit_codes() -> str:
     rows.append(
         [str(NOT_PROVEN), "`recover` or `demo` wrote a checkpoint, but the proof failed: see its verdict."]
     )
+    rows.append([str(UNSOUND), "`lint` found errors in the checkpoint."])
     rows.append([str(INTERRUPTED), "Interrupted by Ctrl-C."])
     return table(["code", "meaning"], rows)
 
