@@ -223,10 +223,10 @@ class CausalModel:
                 part = value[piece.expert] if piece.expert is not None else value
                 part = part if piece.rows is None else part[piece.rows[0] : piece.rows[1]]
                 part.copy_(get(piece.tensor))
-        if not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
+        bad = _not_finite(value)
+        if bad:
             # Of a fused parameter's many tensors, only those at fault are named.
-            faulty = dict.fromkeys(p.tensor for p in pieces if not torch.isfinite(get(p.tensor)).all())
+            faulty = dict.fromkeys(p.tensor for p in pieces if _not_finite(get(p.tensor)))
             names = ", ".join(list(faulty)[:3]) or pieces[0].tensor  # none: too large for float32
             raise CheckpointError(
                 f"{names}: {bad} NaN or infinite values; a reference must be finite. "
@@ -298,7 +298,7 @@ class CausalModel:
     def head(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
         """Hold the output head in memory, in `dtype`; `logits` works inside.
 
-        Under autocast to `dtype` the result is the same as in float32, without casting the head at every call.
+        Under autocast to `dtype` the result is that of float32, without a cast of the head at every call.
         """
         self._load_outer(self._is_head, dtype)
         try:
@@ -367,6 +367,11 @@ class CausalModel:
 
 def _no_digest() -> str:
     raise NotImplementedError("weights of two checkpoints have no digest of their own")
+
+
+def _not_finite(value: Tensor) -> int:
+    """How many entries are NaN or infinite; in pieces, for isfinite makes two copies of what it is given."""
+    return sum(int((~torch.isfinite(part)).sum()) for part in value.flatten().split(1 << 22))
 
 
 def _build_skeleton(config: PretrainedConfig) -> PreTrainedModel:

@@ -80,9 +80,10 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """To the export's dtype; integers stay. A value that float16 cannot hold is refused by name."""
     if not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
-    if dtype == torch.float16 and float(tensor.abs().max()) > _HALF_MAXIMUM:
+    largest = max(-float(tensor.min()), float(tensor.max())) if dtype == torch.float16 else 0.0  # no copy
+    if largest > _HALF_MAXIMUM:
         raise BudgetError(
-            f"{name}: holds {float(tensor.abs().max()):.3g}, beyond float16's {_HALF_MAXIMUM:.0f}; "
+            f"{name}: holds {largest:.3g}, beyond float16's {_HALF_MAXIMUM:.0f}; "
             "convert the reference to bfloat16 first"
         )
     return tensor.to(dtype)
