@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 import quantriage
-from quantriage.cli import compare, demo, evaluate, lint, plan, quantize, recover, report, sensitivity
+from quantriage.cli import (
+    bisect,
+    compare,
+    demo,
+    evaluate,
+    lint,
+    plan,
+    quantize,
+    recover,
+    report,
+    sensitivity,
+)
 from quantriage.cli.command import Command, register
 
 COMMANDS: tuple[Command[Any], ...] = (
@@ -21,6 +32,7 @@ COMMANDS: tuple[Command[Any], ...] = (
     evaluate.COMMAND,
     lint.COMMAND,
     compare.COMMAND,
+    bisect.COMMAND,
     report.COMMAND,
     demo.COMMAND,
 )

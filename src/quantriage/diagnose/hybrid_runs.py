@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantriage.diagnose.hybrid import Pair, Unit
 from quantriage.evaluate.token_scores import score_tokens
+from quantriage.formats.weight_source import WeightSource
 from quantriage.model.causal import CausalModel
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import Stream
@@ -84,6 +85,17 @@ class HybridRuns:
         origin, first = self._origin(branch, taken)
         branch.resume(origin, first)
         self._count(first)
+        found = self._score(branch, model)
+        branch.states.clear()
+        return found
+
+    def score_other(self, weights: WeightSource) -> HybridScore:
+        """The reference's model over any other weights: a whole pass."""
+        model = self._low.model.with_weights(weights)
+        branch = self._low.branch(model, self.room.store("other", 0.05))
+        branch.embed()
+        branch.resume(branch, 0)
+        self._count(0)
         found = self._score(branch, model)
         branch.states.clear()
         return found

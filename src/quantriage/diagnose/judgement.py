@@ -62,7 +62,7 @@ def judge(evidence: Evidence) -> tuple[Judgement, str]:
     damage = _damage(evidence)
     if damage:
         return "damaged", damage
-    if evidence.share < max(CULPRIT, min(TIMES_MEAN / evidence.units, 0.5)):
+    if evidence.share < max(CULPRIT, min(TIMES_MEAN / max(evidence.units, 1), 0.5)):
         return "fine", ""
     return _culprit(evidence)
 

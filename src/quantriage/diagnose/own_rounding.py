@@ -4,6 +4,7 @@ Only integer codes in groups of columns can be rounded here; groups may be made 
 GPTQ's act-order leaves them. Other grids (k-quants, NF4, floats) have no yardstick but the same-norm control.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from quantriage.diagnose.fisher import nearest
 from quantriage.errors import BudgetError
+from quantriage.formats.weight_source import WeightSource
 from quantriage.methods.protocol import SiteStatistics
 from quantriage.methods.registry import METHODS
 from quantriage.numerics.schemes import IntGrid, PerGroup, Scheme
@@ -41,6 +43,37 @@ class OwnScheme:
 
     def _restored(self, weight: Tensor) -> Tensor:
         return weight if self.order is None else weight[:, torch.argsort(self.order)].contiguous()
+
+
+@dataclass(frozen=True)
+class RoundedAnew:
+    """A WeightSource: `inner` with plain rounding of some tensors; `transposed` ones are stored [in, out]."""
+
+    inner: WeightSource
+    schemes: Mapping[str, OwnScheme]
+    transposed: frozenset[str]
+
+    def names(self) -> tuple[str, ...]:
+        """The inner names."""
+        return self.inner.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The inner shape."""
+        return self.inner.shape(name)
+
+    def get(self, name: str) -> Tensor:
+        """The tensor, rounded to nearest and dequantized where it has a scheme."""
+        tensor = self.inner.get(name)
+        if name not in self.schemes:
+            return tensor
+        weight = tensor.to(torch.float32)
+        flip = name in self.transposed
+        rounded = self.schemes[name].nearest(weight.T if flip else weight)
+        return rounded.T if flip else rounded
+
+    def stored(self, module: str) -> StoredWeight | None:  # noqa: ARG002
+        """Nothing is stored: this lives in memory."""
+        return None
 
 
 def own_scheme(stored: StoredWeight | None) -> OwnScheme | None:

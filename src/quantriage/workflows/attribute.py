@@ -7,6 +7,7 @@ from statistics import median
 
 from quantriage.data.token_set import TokenSet
 from quantriage.diagnose import optimum
+from quantriage.diagnose.aligned import AlignedWeights, align
 from quantriage.diagnose.attribution import (
     PREDICTION_PASSES,
     Clock,
@@ -37,7 +38,8 @@ _SIBLINGS = 4  # fewer units stored alike say nothing of each other
 class Ground:
     """What attribution and bisect start from: both checkpoints unit by unit, on one token set.
 
-    units: all; live: those that differ and are finite, the only ones that a hybrid is asked about.
+    units: all; live: those that differ and are finite, the only ones that a hybrid is asked about. aligned:
+    the pair's candidate, if its weights are rescaled and are seen here in the reference's scaling.
     """
 
     opened: OpenedModel
@@ -47,6 +49,7 @@ class Ground:
     errors: dict[str, UnitError]
     room: StateRoom
     progress: Progress = silent
+    aligned: AlignedWeights | None = None
 
     @property
     def live(self) -> tuple[Unit, ...]:
@@ -80,10 +83,13 @@ def prepare(
     room: StateRoom,
     progress: Progress = silent,
 ) -> Ground:
-    """Pair the units of two checkpoints and measure their errors. Raises CheckpointError if they do not fit."""
+    """Pair the units of two checkpoints and measure their errors; CheckpointError if they do not fit."""
     pair = pair_of(reference.model, candidate.weights)
     units = units_of(reference.model, reference.map, pair)
-    return Ground(reference, pair, tokens, units, unit_errors(pair, units), room, progress)
+    aligned = align(reference.model, pair, units)
+    if aligned is not None:
+        pair = pair_of(reference.model, aligned)
+    return Ground(reference, pair, tokens, units, unit_errors(pair, units), room, progress, aligned)
 
 
 def attribute(

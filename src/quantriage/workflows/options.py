@@ -135,6 +135,37 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BisectOptions:
+    """`bisect`: the fewest layers of a candidate that make it bad, by KL, perplexity or your own command."""
+
+    reference: str = _required("full-precision model that the candidate was made from")
+    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = _required("text files to evaluate on (.txt, .md, .jsonl)")
+    run: Path = _required("folder for the record and the report")
+    kl: float | None = _option(
+        None, "bad is a KL above this (default: halfway, in log KL, between a healthy one's and its own)"
+    )
+    perplexity: float | None = _option(None, "bad is a perplexity above this")
+    command: str | None = _option(
+        None, "bad is what this command says of a folder (for {}, or added): exit 0 good, 1 bad, 125 skip"
+    )
+    sequences: int = _option(8, "windows of the text")
+    length: int = _option(512, "tokens in each window")
+    seed: int = _option(0, "seed of windows and gradient probes")
+    device: str = _option("cpu", "torch device to compute on")
+    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.kl, self.perplexity, self.command)) > 1:
+            raise UsageError("--kl, --perplexity and --command: give one of them, or none")
+
+    @property
+    def state_bytes(self) -> int:
+        """The state budget in bytes."""
+        return int(self.state_gb * 1e9)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """`compare`: whether weights, runtime or data carry the loss of somebody else's quantized checkpoint."""
 

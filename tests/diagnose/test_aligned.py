@@ -1,0 +1,91 @@
+"""Rescaled candidates seen in the reference's scaling: what AWQ folds, and what is no folding."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quantriage.diagnose.aligned import AlignedWeights, align
+from quantriage.diagnose.hybrid import pair_of, units_of
+from quantriage.diagnose.unit_errors import unit_errors
+from quantriage.formats.checkpoint import open_checkpoint
+from small_models import Saved
+
+Change = Callable[[dict[str, Tensor]], None]
+
+
+def factors(width: int, seed: int) -> Tensor:
+    return torch.exp(0.5 * torch.randn(width, generator=torch.Generator().manual_seed(seed)))
+
+
+def fold(tensors: dict[str, Tensor]) -> None:
+    """As AWQ does: norms into what reads them, v into o (two query heads for each of two), up into down."""
+    for layer in range(3):
+        of = f"model.layers.{layer}.".__add__
+        for seed, (norm, readers) in enumerate(
+            [
+                ("input_layernorm", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+                ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
+            ]
+        ):
+            s = factors(32, 10 * layer + seed)
+            tensors[of(f"{norm}.weight")] /= s
+            for reader in readers:
+                tensors[of(f"{reader}.weight")] *= s
+        s = factors(64, 100 + layer)
+        tensors[of("mlp.up_proj.weight")] /= s.unsqueeze(1)
+        tensors[of("mlp.down_proj.weight")] *= s
+        s = factors(16, 200 + layer)
+        tensors[of("self_attn.v_proj.weight")] /= s.unsqueeze(1)
+        tensors[of("self_attn.o_proj.weight")] *= s.view(2, 1, 8).expand(2, 2, 8).reshape(-1)
+
+
+def aligned(llama: Saved, folder: Path, change: Change) -> tuple[AlignedWeights | None, dict[str, float]]:
+    """What is found, and the errors that are left, for a candidate with some noise on all matrices."""
+    llama.whole.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():
+        if tensor.ndim == 2:
+            tensor *= 1 + 0.1 * torch.randn(tensor.shape, generator=generator)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model, model_map = llama.open()
+    pair = pair_of(model, open_checkpoint(folder).weights)
+    units = units_of(model, model_map, pair)
+    found = align(model, pair, units)
+    errors = unit_errors(pair_of(model, found) if found else pair, units)
+    return found, {name: error.relative for name, error in errors.items()}
+
+
+def test_folded_factors_are_taken_back(llama: Saved, tmp_path: Path) -> None:
+    found, errors = aligned(llama, tmp_path, fold)
+    assert found is not None
+    assert len(found.factors) == 3 * 9
+    assert max(errors.values()) < 0.13  # the noise of 10%, and what it costs in the factors
+    reference = llama.tensors()
+    for name, value in load_file(tmp_path / "model.safetensors").items():
+        own = found.in_own_scaling(name, reference[name])
+        assert float((own - value).norm() / value.norm()) < 0.13
+        assert found.shape(name) == tuple(value.shape)
+
+
+def only_norm(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.1.input_layernorm.weight"] /= factors(32, 1)
+
+
+def half_of_the_readers(tensors: dict[str, Tensor]) -> None:
+    only_norm(tensors)
+    for name in ("q_proj", "k_proj"):
+        tensors[f"model.layers.1.self_attn.{name}.weight"] *= factors(32, 1)
+
+
+@pytest.mark.parametrize("change", [lambda tensors: None, only_norm, half_of_the_readers])
+def test_what_is_not_undone_stays_as_it_is_stored(llama: Saved, change: Change, tmp_path: Path) -> None:
+    found, errors = aligned(llama, tmp_path, change)
+    assert found is None
+    norm = errors["model.layers.1.input_layernorm"]
+    assert norm > 0.1 if change in (only_norm, half_of_the_readers) else norm == 0.0
