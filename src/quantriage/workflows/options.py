@@ -166,6 +166,39 @@ class BisectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseOptions:
+    """`diagnose`: what is wrong with a checkpoint and which layers lost how much; exit code 10 on faults."""
+
+    reference: str = _required("full-precision model that the candidate was made from")
+    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = _required("text files to measure the loss on (.txt, .md, .jsonl)")
+    budget: float = _option(300.0, "seconds for the measurement; predictions are always made")
+    prompts: tuple[Path, ...] = _option((), "a set of your own prompts, compared with the text")
+    engine: tuple[str, ...] = _option((), "also run the file through: transformers, vllm, llama.cpp")
+    engine_python: tuple[str, ...] = _option(
+        (), "Python of the environment that has the engines, or ENGINE=PATH for one of them"
+    )
+    engine_option: tuple[str, ...] = _option(
+        (), "a setting you serve with, NAME=VALUE, by the engine's own names (kv_cache_dtype=fp8)"
+    )
+    sequences: int = _option(8, "windows of the text, and at most of each prompt set")
+    length: int = _option(512, "tokens in each window")
+    run: Path | None = _option(None, "write the records and a report here")
+    seed: int = _option(0, "seed of windows and gradient probes")
+    device: str = _option("cpu", "torch device to compute on")
+    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+    def __post_init__(self) -> None:
+        if not self.budget >= 0:
+            raise UsageError(f"--budget {self.budget}: expected 0 seconds or more")
+
+    @property
+    def state_bytes(self) -> int:
+        """The state budget in bytes."""
+        return int(self.state_gb * 1e9)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """`compare`: whether weights, runtime or data carry the loss of somebody else's quantized checkpoint."""
 
