@@ -20,6 +20,7 @@ from quantriage.cli import (
     plan,
     quantize,
     recover,
+    repair,
     report,
     sensitivity,
 )
@@ -35,6 +36,7 @@ COMMANDS: tuple[Command[Any], ...] = (
     compare.COMMAND,
     diagnose.COMMAND,
     bisect.COMMAND,
+    repair.COMMAND,
     report.COMMAND,
     demo.COMMAND,
 )

@@ -15,7 +15,7 @@ from quantriage.formats.compressed_tensors import FORMAT
 from quantriage.numerics.schemes import PerChannel, PerGroup, PerTensor, Scheme
 
 METHOD = "compressed-tensors"
-_MOST_NAMES = 2000
+MOST_NAMES = 2000
 
 
 def config(
@@ -29,10 +29,10 @@ def config(
     by_scheme: dict[Scheme, list[str]] = {}
     for module, scheme in assignments.items():
         by_scheme.setdefault(scheme, []).append(module)
-    compact = len(assignments) > _MOST_NAMES
+    compact = len(assignments) > MOST_NAMES
     groups = {
         f"group_{number}": {
-            "targets": _targets(modules, compact),
+            "targets": targets(modules, compact),
             "weights": _weights(scheme, act_order),
             "input_activations": None,
             "output_activations": None,
@@ -75,7 +75,7 @@ def _weights(scheme: Scheme, act_order: bool) -> dict[str, object]:
     }
 
 
-def _targets(modules: Sequence[str], compact: bool) -> list[str]:
+def targets(modules: Sequence[str], compact: bool) -> list[str]:
     """Module names; those of experts or of a very large model folded into regular expressions."""
     folded = [module for module in modules if compact or ".experts." in module]
     plain = set(modules).difference(folded)

@@ -7,7 +7,7 @@ other tensor (a norm, the embedding, the head).
 
 from typing import Literal
 
-from quantriage.records.types import Interval, Record, Severity
+from quantriage.records.types import Finding, Interval, Record, Severity
 
 
 class LintFinding(Record, frozen=True):
@@ -181,3 +181,7 @@ class Repair(Record, frozen=True):
     kl_before: Interval
     kl_after: Interval
     tensors_unchanged: int  # byte for byte as in the candidate
+    difference: Interval | None = None  # KL after minus before, paired by sequence
+    proven: bool = False  # the whole interval of the difference lies below zero
+    opens: str = ""  # what to open: the folder, or the file in it
+    findings: tuple[Finding, ...] = ()

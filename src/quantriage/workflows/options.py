@@ -222,3 +222,32 @@ class CompareOptions:
     run: Path | None = _option(None, "write the records and a report here")
     device: str = _option("cpu", "torch device to compute on")
     state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairOptions(CalibrationOptions):
+    """`repair`: quantize the damaged layers of a candidate again, in its own file format, and prove it."""
+
+    reference: str = _required("full-precision model that the candidate was made from")
+    candidate: str = _required("model to repair: a folder, file or hub id")
+    text: tuple[Path, ...] = _required("text files to prove the result on; must not overlap calibration")
+    out: Path = _required("folder for the repaired checkpoint; must not exist or be empty")
+    extra_bpw: float = _option(0.1, "bits per weight, over all layers, that larger ways of storing may add")
+    units: tuple[str, ...] = _option((), "repair these (default: what is judged damaged or badly done)")
+    target: str = _option("vllm", "what must load integers of more bits: vllm, vllm-cpu, transformers")
+    run: Path | None = _option(
+        None, "folder for the records; an attribution of this candidate there is used (default: OUT.run)"
+    )
+    budget_seconds: float = _option(600.0, "time for the attribution, if one has to be made")
+    evaluation_sequences: int = _option(16, "evaluation windows")
+    evaluation_length: int = _option(512, "tokens in each evaluation window")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.extra_bpw <= 32:
+            raise UsageError(f"--extra-bpw {self.extra_bpw}: expected 0 to 32")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where records go."""
+        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
