@@ -184,3 +184,14 @@ def test_runtime_and_data() -> None:
     assert codes(conclude(lint(), sound, split("data"))) == ["data"]
     assert conclude(lint(), sound, split("none")).causes == ()
     assert conclude(lint(), sound, split("not comparable")).verdict == "not comparable"
+
+
+def test_a_warning_stands_where_the_attribution_puts_what_it_explains() -> None:
+    units = (unit(DOWN, 0.1, "badly done"), unit(UP, 0.05, "badly done"))
+    warnings = (finding("dense-differs", KEY, "5%"), finding("large-error", UP, "55%"))
+    found = conclude(lint(*warnings), attribution(*units))
+    assert (found.verdict, codes(found)) == (
+        "badly quantized",
+        ["badly done", "large-error", "dense-differs"],
+    )
+    assert f"50% of it in {DOWN} (badly done)" in found.sentence

@@ -6,7 +6,7 @@ that unit's loss, and only what no finding explains is left to the attribution's
 nothing on the text is a cause all the same: an expert that the text never reached costs nothing either.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,8 +109,16 @@ def _from_lint(findings: Sequence[LintFinding], units: Mapping[str, UnitAttribut
             sentence=f"{_where(sites)}{first.evidence.rstrip('.')}. {first.cause}",
             action=first.action,
         )
-        found.append(_Ranked(0 if severity == "error" else 2, cause))
+        judged = {unit.judgement for name, unit in units.items() if _named(name, sites)}
+        found.append(_Ranked(_tier(severity, judged), cause))
     return found
+
+
+def _tier(severity: str, judged: Collection[str]) -> int:
+    """A warning stands where the attribution's word puts the units that it explains."""
+    if severity == "error" or "damaged" in judged:
+        return 0
+    return 1 if "badly done" in judged else 2
 
 
 def _from_attribution(attribution: Attribution, explained: Sequence[str]) -> list[_Ranked]:
@@ -224,11 +232,11 @@ def _sentence(
         measured = f"; {lost}" if lost else f"; its loss was not measured: {unmeasured}"
         return f"The checkpoint is damaged: {head}{measured}.{runtime}"
     if verdict == "badly quantized":
-        first = next((cause for cause in causes if cause.code == "badly done"), None)
+        first = next((cause for cause in causes if cause.kl and cause.units), None)
         share = ""
         if first is not None and first.kl and attribution is not None and attribution.total_kl > 0:
-            share = f", and {len(first.units)} units that could be better at the same bits carry"
-            share += f" {min(1.0, first.kl / attribution.total_kl):.0%} of it"
+            count = first.units[0] if len(first.units) == 1 else f"{len(first.units)} units"
+            share = f", {min(1.0, first.kl / attribution.total_kl):.0%} of it in {count} ({first.code})"
         return f"Nothing is damaged, but the rounding could be better: {lost}{share}.{runtime}"
     if verdict == "at the limit of its bits":
         return f"The candidate does what its bits allow: {lost}; only more bits help.{runtime}"
