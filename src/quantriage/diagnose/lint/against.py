@@ -16,8 +16,8 @@ from quantriage.diagnose.lint.catalogue import finding
 from quantriage.diagnose.lint.faults import LOCAL, WHOLE, name_cause
 from quantriage.diagnose.lint.faults.scaling import group_factors
 from quantriage.diagnose.lint.matching import check_places, true_places
-from quantriage.diagnose.lint.nearest import expected_error, nearest_share
-from quantriage.diagnose.lint.pair import Pair, sums
+from quantriage.diagnose.lint.nearest import expected_error, nearest_share, typical_error
+from quantriage.diagnose.lint.pair import Pair, sums, turned
 from quantriage.diagnose.lint.rescaling import Rescaling, fit_rescaling, undoes
 from quantriage.diagnose.lint.subject import Subject
 from quantriage.diagnose.lint.summary import SiteSummary
@@ -81,7 +81,7 @@ class Against:
             self.found.append(local)
         if site is None or not torch.isfinite(torch.tensor(relative)):
             return site
-        share = None if stored is None else nearest_share(pair.reference, stored)
+        share = None if pair.stored is None else nearest_share(pair.reference, pair.stored)
         return replace(site, relative=relative, expected=pair.expected, on_nearest=share)
 
     def conclude(self, sites: Mapping[str, SiteSummary], skip: frozenset[str]) -> list[LintFinding]:
@@ -105,14 +105,19 @@ class Against:
 
     def _pair(self, name: str, reference: Tensor, candidate: Tensor, stored: StoredWeight | None) -> Pair:
         reference, candidate = (t.reshape(-1, t.shape[-1]) for t in (reference, candidate))
-        expected = expected_error(reference, stored)
-        return Pair(
-            name.removesuffix(".weight"), reference, candidate, stored, sums(reference, candidate), expected
-        )
+        expected: float | None = None
+        if stored is not None and turned(candidate, stored):
+            reference, candidate = reference.T, candidate.T
+        elif stored is not None and stored.shape != tuple(candidate.shape):
+            expected, stored = typical_error(stored), None  # stacked in an order of its own
+        expected = expected_error(reference, stored) if expected is None else expected
+        module = name.removesuffix(".weight")
+        return Pair(module, reference, candidate, stored, sums(reference, candidate), expected)
 
     def _read(self, name: str) -> Pair:
         """The pair again, for a suspect."""
-        stored = self.subject.weights.stored(name.removesuffix(".weight")) if _is_weight(name) else None
+        module = name.removesuffix(".weight")
+        stored = self.subject.weights.stored(module) if len(self.subject.shape(name)) > 1 else None
         reference = self.reference.weights.get(self.pairs[name])
         return self._pair(name, reference, self.subject.weights.get(name), stored)
 
@@ -268,7 +273,3 @@ def _reciprocal(ours: Tensor, theirs: Tensor) -> bool:
 
 def _factors(product: Tensor, power: Tensor) -> Tensor:
     return torch.where(power > 0, product / power, 1.0).to(torch.float32)
-
-
-def _is_weight(name: str) -> bool:
-    return name.endswith(".weight")

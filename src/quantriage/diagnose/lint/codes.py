@@ -43,6 +43,8 @@ def fewer_levels(module: str, stored: StoredWeight) -> LintFinding | None:
         return None
     width = _width(stored)
     some = codes[even_rows(codes.shape[0])]
+    if stored.column_group is not None:
+        some = some[:, torch.argsort(stored.column_group)]
     alone = stored.scale is None or stored.scale.numel() == 1
     if alone or (stored.levels <= _OUTLIER_LEVELS and width > min(_WINDOW, stored.shape[1] - 1)):
         some, width = some.reshape(1, -1), some.numel()
@@ -90,6 +92,6 @@ def levels_in_groups(codes: Tensor, width: int, levels: int) -> int:
 
 def _width(stored: StoredWeight) -> int:
     """Columns that share a scale, all where that is not known."""
-    groups = None if stored.column_group is not None else groups_of(stored)
+    groups = groups_of(stored)
     width = stored.shape[1] if groups is None else stored.shape[1] // groups.scale.shape[1]
     return max(1, width)

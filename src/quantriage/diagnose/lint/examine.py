@@ -83,11 +83,11 @@ def _tensor(
     """Everything about one tensor, read once."""
     module = name.removesuffix(".weight")
     try:
-        stored = subject.weights.stored(module) if module != name else None
+        stored = subject.weights.stored(module) if len(_shape(subject, name)) > 1 else None
         value = subject.weights.get(name)
     except CheckpointError as error:
         return [finding("unreadable-weight", module, str(error))]
-    site = summarize(module, stored) if module != name and value.ndim == 2 else None
+    site = summarize(module, stored) if value.ndim > 1 else None
     found = check_dense(name, value) if stored is None else check_stored(module, stored)
     sound = all(one.severity != "error" for one in found)
     if against is not None and name in against.pairs:

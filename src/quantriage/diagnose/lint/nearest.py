@@ -40,10 +40,10 @@ def expected_error(reference: Tensor, stored: StoredWeight | None) -> float:
                 qparams = min_max_qparams(rows, scheme)
             rounded = fake_quantize(rows, scheme, qparams)
         except BudgetError:
-            return _from_table(stored)
+            return typical_error(stored)
         norm = float(rows.norm())
         return float((rounded - rows).norm()) / norm if norm > 0 else 0.0
-    return _from_table(stored)
+    return typical_error(stored)
 
 
 def nearest_share(reference: Tensor, stored: StoredWeight) -> float | None:
@@ -71,7 +71,8 @@ def _scheme(stored: StoredWeight) -> Scheme | None:
     return Scheme(IntGrid(bits, False), granularity, "float32")
 
 
-def _from_table(stored: StoredWeight) -> float:
+def typical_error(stored: StoredWeight) -> float:
+    """Relative error of normal weights at this many stored bits, for layouts that are not simulated."""
     bits = stored.bits_per_weight
     if stored.levels == 256 and stored.codes is not None and not is_integer(stored):
         return _FLOAT8_ERROR

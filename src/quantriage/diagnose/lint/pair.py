@@ -103,6 +103,20 @@ class Pair:
         return rows, self.reference[rows].to(torch.float32), self.candidate[rows].to(torch.float32)
 
 
+def turned(value: Tensor, stored: StoredWeight) -> bool:
+    """Whether value [in, out] lies the other way round than what is stored (Conv1D in a GGUF)."""
+    rows, columns = stored.shape
+    if tuple(value.shape) != (columns, rows):
+        return False
+    groups = groups_of(stored)
+    if rows != columns or groups is None:
+        return rows != columns
+    some = even_rows(rows, 4)
+    made = groups.values(some)
+    straight, across = value[some].to(torch.float32), value[:, some].T.to(torch.float32)
+    return float((made - across).norm()) < float((made - straight).norm())
+
+
 def residual_of(reference: Tensor, candidate: Tensor) -> float:
     """Norm of the difference over the reference's norm."""
     norm = float(reference.norm())
