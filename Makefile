@@ -5,6 +5,7 @@
 #   make check         format, lint, strict types, import contract, generated docs
 #   make docs          the command line's reference, from the command line itself
 #   make bench         the reference models of the benchmarks
+#   make bench-faults  known faults planted in healthy checkpoints, and what lint and diagnose say of them
 #   make test-models   tests on real models from the registries
 #   make test-engines  tests against vLLM and llama.cpp on a CPU, in an environment of their own
 
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_ENGINES := $(VENV_ENGINES)/.ready
 
-.PHONY: demo test check docs bench test-models test-engines clean
+.PHONY: demo test check docs bench bench-faults test-models test-engines clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -55,6 +56,11 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages
+
+bench-faults: $(READY) $(CACHE)/demo/demo-evaluation.txt
+	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages stories15m
+	$(BIN)/python -m benchmarks.faults --out $(CACHE)/faults --model $(QUANTRIAGE_MODELS)/stories15m \
+	--text $(CACHE)/demo/demo-evaluation.txt
 
 test-models: $(READY)
 	QUANTRIAGE_MODELS=$(QUANTRIAGE_MODELS) $(BIN)/python -m pytest -m models
