@@ -1,19 +1,30 @@
 """Damage in each format is repaired on the saved file, with every other byte as it was."""
 
 import hashlib
+import json
+import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from gguf.constants import GGMLQuantizationType as Kind
+from safetensors.torch import load_file, save_file
 from tiny_run import Place
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from formats.tiny_gguf import write
+from quantriage.checkpoint.gguf_file import open_gguf
+from quantriage.cli.app import application
 from quantriage.diagnose.fisher import nearest
 from quantriage.errors import DataError, StorageError, UsageError
 from quantriage.formats.checkpoint import open_checkpoint
+from quantriage.formats.gguf_writer import rewrite_gguf
+from quantriage.formats.gptq import GptqLayout
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.diagnosis import Repair
@@ -27,8 +38,7 @@ from quantriage.workflows.repair import repair
 
 Damage = dict[str, Callable[[QuantizedTensor], QuantizedTensor]]
 OWN = "w4a-g32"
-DDamage = dict[str, Callable[[QuantizedTensor], QuantizedTensor]]
-OWN = "model.layers.1.mlp.down_proj"
+DOWN = "model.layers.1.mlp.down_proj"
 NORM = "model.layers.0.input_layernorm"
 
 
@@ -55,10 +65,10 @@ def packed(
     weights = opened.checkpoint.weights
 
     def quantized(name: str) -> QuantizedTensor:
-        found = nearest(weights.get(f"{name}.weight").float(), scheme)
+        found = nearest(weights.get(f"{name}.weight").float(), schemes[name])
         return damage[name](found) if name in damage else found
 
-    schemes = {site.name: scheme for site in opened.map.sites}
+    schemes = {site.name: Scheme.parse(down if site.name == DOWN else OWN) for site in opened.map.sites}
     export(opened.model, opened.map, schemes, quantized, folder)
     return folder
 
@@ -76,12 +86,18 @@ def test_damaged_weight_comes_back_in_its_own_scheme(place: Place, tmp_path: Pat
     run = RunDir(tmp_path / "out.run")
     assert run.read(REPAIR, Repair) == found
     assert all(run.has(name) for name in (ATTRIBUTION, LOCK, REPORT))
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    expected = open_checkpoint(tmp_path / "out").weights
+    check_loaded(tmp_path / "out")
+
+
+def check_loaded(folder: Path) -> None:
+    """transformers computes with the weight that our reader sees; it unpacks weights when first run."""
+    whole = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        linear = whole.get_submodule(DOWN)
-        inputs = torch.eye(linear.in_features, dtype=whole.dtype)
-        assert torch.allclose(linear(inputs).T.float(), expected.get(f"{DOWN}.weight"), atol=1e-3)
+        assert bool(whole(torch.arange(8).unsqueeze(0)).logits.isfinite().all())
+        inputs = torch.eye(128, dtype=whole.dtype)
+        output = whole.get_submodule(DOWN)(inputs).T.float()
+    expected = open_checkpoint(folder).weights.get(f"{DOWN}.weight").float()
+    assert torch.allclose(output, expected, atol=1e-3)
 
 
 def scored(place: Place, folder: Path) -> float:
@@ -120,3 +136,96 @@ def test_names_and_places_that_do_not_fit(place: Place, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--extra-bpw"):
         options(place, made, tmp_path / "d", extra_bpw=-1.0)
     assert not (tmp_path / "a").exists()
+
+
+def test_damaged_norm_is_restored_and_a_budget_is_spent_where_it_is_worth_it(
+    place: Place, tmp_path: Path
+) -> None:
+    made = packed(place, tmp_path / "made", {}, "w2a-g32")
+    tensors = load_file(made / "model.safetensors")
+    tensors[f"{NORM}.weight"] *= torch.linspace(0.2, 1.5, 64)
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    asked = (NORM, DOWN)
+    found = repair(options(place, made, tmp_path / "out", units=asked, extra_bpw=0.6, target="transformers"))
+    assert found.proven
+    by_name = {unit.unit: unit for unit in found.units}
+    assert (by_name[NORM].before, by_name[NORM].after) == ("dense", "dense")
+    assert by_name[DOWN].before == "w2a-g32"
+    assert by_name[DOWN].after in {f"w{bits}{kind}-g32" for bits in range(4, 8) for kind in "as"}
+    added = by_name[DOWN].bytes_added
+    assert 0 < added <= 0.6 / 8 * sum(s.shape[0] * s.shape[1] for s in open_model(str(made)).map.sites)
+    old, new = open_checkpoint(made).weights, open_checkpoint(tmp_path / "out").weights
+    assert torch.equal(
+        new.get(f"{NORM}.weight").float(), open_checkpoint(place.model).weights.get(f"{NORM}.weight")
+    )
+    for name in set(old.names()) - {f"{NORM}.weight", f"{DOWN}.weight"}:
+        assert torch.equal(old.get(name), new.get(name))
+    check_loaded(tmp_path / "out")
+
+
+def test_gptq_folder(place: Place, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(place.model, made)
+    config = json.loads((made / "config.json").read_text())
+    settings = {"bits": 4, "group_size": 32, "sym": False, "desc_act": False, "checkpoint_format": "gptq"}
+    config["quantization_config"] = {"quant_method": "gptq", **settings}
+    (made / "config.json").write_text(json.dumps(config))
+    tensors = load_file(made / "model.safetensors")
+    layout = GptqLayout(4, 32, False, False, 1)
+    for site in open_model(str(place.model)).map.sites:
+        rounded = nearest(tensors.pop(f"{site.name}.weight"), Scheme.parse(OWN))
+        tensors |= layout.write(site.name, zeroed(rounded) if site.name == DOWN else rounded)
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    found = repair(options(place, made, tmp_path / "out", units=(DOWN,), extra_bpw=0.0))
+    assert found.proven
+    assert found.kl_after.value < 0.7 * found.kl_before.value
+    assert found.bytes_after == found.bytes_before
+    assert (tmp_path / "out" / "config.json").read_bytes() == (made / "config.json").read_bytes()
+    check_others(made, tmp_path / "out", DOWN)
+
+
+def test_gguf_file(tmp_path: Path) -> None:
+    texts = []
+    for number in (1, 2):
+        draw = random.Random(number)
+        words = ("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(600))
+        texts.append(tmp_path / f"{number}.txt")
+        texts[-1].write_text(" ".join(words))
+    reference = write(tmp_path / "reference.gguf", "llama")
+    healthy = write(tmp_path / "healthy.gguf", "llama", Kind.Q8_0)
+    part, damaged = "blk.1.ffn_down.weight", tmp_path / "damaged.gguf"
+    raw = open_gguf(healthy).raw_rows(part).copy().reshape(-1, 34)
+    raw[::3, :2] = 0  # the scale of every third block
+    rewrite_gguf(healthy, damaged, {part: ("Q8_0", raw.tobytes())})
+    record = repair(
+        RepairOptions(
+            reference=str(reference),
+            candidate=str(damaged),
+            out=tmp_path / "out",
+            calibration=(texts[0],),
+            text=(texts[1],),
+            units=(DOWN,),
+            extra_bpw=0.0,
+            **{"sequences": 8, "length": 32, "evaluation_sequences": 8, "evaluation_length": 32},
+        )
+    )
+    assert record.proven
+    assert record.kl_after.value < 0.2 * record.kl_before.value
+    assert record.bytes_after == record.bytes_before
+    assert [(u.before, u.after) for u in record.units] == [("Q8_0", "Q8_0")]
+    assert record.opens == str(tmp_path / "out" / "damaged.gguf")
+    old, new = open_gguf(damaged), open_gguf(tmp_path / "out" / "damaged.gguf")
+    assert old.tensors.keys() == new.tensors.keys()
+    for name in old.tensors.keys() - {part}:
+        assert torch.equal(old.get(name), new.get(name))
+
+
+def test_the_command_line(place: Place, tmp_path: Path) -> None:
+    made = packed(place, tmp_path / "made", {DOWN: zeroed})
+    words = ["repair", str(place.model), str(made), "--calibration", str(place.calibration)]
+    words += ["--text", str(place.held_out), "--out", str(tmp_path / "out"), "--units", DOWN, "--quiet"]
+    words += ["--sequences", "8", "--length", "32", "--evaluation-sequences", "4", "--json"]
+    words += ["--evaluation-length", "32", "--extra-bpw", "0"]
+    shown = CliRunner().invoke(application(), words)
+    assert shown.exit_code == 0, shown.stderr
+    assert msgspec.json.decode(shown.stdout, type=Repair).proven
