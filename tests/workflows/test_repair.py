@@ -56,11 +56,8 @@ def options(place: Place, made: Path, out: Path, **changes: object) -> RepairOpt
     return RepairOptions(**given | texts | sizes | changes)  # type: ignore[arg-type]
 
 
-def packed(
-    place: Place, folder: Path, damage: dict[str, Callable[[QuantizedTensor], QuantizedTensor]]
-) -> Path:
-    """Plain 4-bit rounding as compressed-tensors, some sites damaged."""
-    scheme = Scheme.parse(OWN)
+def packed(place: Place, folder: Path, damage: Damage, down: str = OWN) -> Path:
+    """Plain 4-bit rounding as compressed-tensors, one site in a scheme of its own, some sites damaged."""
     opened = open_model(str(place.model))
     weights = opened.checkpoint.weights
 
