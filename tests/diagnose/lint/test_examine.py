@@ -223,6 +223,17 @@ def test_dense_damage() -> None:
     assert ("fp16-overflow", embedding) in seen(changed(embedding, half))
 
 
+def test_subnormal_scales_are_the_cause_of_what_they_lose() -> None:
+    def shrink(scale: Tensor) -> Tensor:
+        scale[::3, ::3] = 3e-7
+        return scale
+
+    def change(p: dict[str, QuantizedTensor]) -> None:
+        p[UP] = with_scale(p[UP], shrink)
+
+    assert seen(packed(change)) == {("subnormal-scale", UP)}
+
+
 def test_a_scale_flipped_in_one_layer() -> None:
     def flip(p: dict[str, QuantizedTensor]) -> None:
         p[UP] = with_scale(p[UP], torch.neg)

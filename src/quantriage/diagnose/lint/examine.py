@@ -21,6 +21,7 @@ from quantriage.records.diagnosis import LintFinding
 from quantriage.stream.progress import Progress, silent
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
+_EXPLAINING = frozenset(("subnormal-scale",))  # a warning, for tiny weights have such scales in good health
 _ROOT_CAUSES = frozenset(("saturated-codes", "fewer-levels"))  # symptoms, where the reference names a cause
 
 
@@ -51,11 +52,16 @@ def examine(
     quantized = {module: site for module, site in sites.items() if f"{module}.weight" in subject.blocks}
     found += check_siblings(subject, quantized) + check_declared(subject, sites)
     if against is not None:
-        known = frozenset(one.site for one in found if one.site is not None and one.severity == "error")
+        known = frozenset(one.site for one in found if one.site is not None and _explains(one))
         causes = against.conclude(sites, known)
         named = {one.site for one in causes if one.site is not None}
         found = [one for one in found if one.check not in _ROOT_CAUSES or one.site not in named] + causes
     return Examined(tuple(ordered(found)), sites)
+
+
+def _explains(one: LintFinding) -> bool:
+    """Whether a finding of the file itself is cause enough for a module's error against the reference."""
+    return one.severity == "error" or one.check in _EXPLAINING
 
 
 def ordered(findings: Iterable[LintFinding]) -> list[LintFinding]:
@@ -89,15 +95,14 @@ def _tensor(
         return [finding("unreadable-weight", module, str(error))]
     site = summarize(module, stored) if value.ndim > 1 else None
     found = check_dense(name, value) if stored is None else check_stored(module, stored)
-    sound = all(one.severity != "error" for one in found)
     if against is not None and name in against.pairs:
         reference = against.reference.weights.get(against.pairs[name])
         found = _excused(found, reference)
+        sound = all(one.severity != "error" for one in found)
         if stored is None and (overflow := overflows_float16(name, reference, value)) is not None:
             found, sound = [*found, overflow], False
-        if sound or not found:
-            site = against.compare(name, value, stored, site)
-        del reference
+        if sound:
+            site = against.compare(name, reference, value, stored, site)
     if site is not None:
         sites[module] = site
     return found
