@@ -83,7 +83,7 @@ def _alike(entry: Entry, tensor: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _pieces(file: BinaryIO, count: int) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantriage.errors import CheckpointError
 from quantriage.numerics.quantized import QuantizedTensor
-from quantriage.numerics.schemes import IntGrid, PerGroup, Scheme
+from quantriage.numerics.schemes import SCALE_BITS, IntGrid, PerGroup, ScaleDtype, Scheme
 from quantriage.numerics.stored_weight import StoredWeight
 
 DENSE = "dense"
@@ -65,12 +65,12 @@ class Rounding(Protocol):
 
 
 class Rewriter(Protocol):
-    """One opened checkpoint that can be written again. Raises CheckpointError.
+    """One opened checkpoint that can be written again. Raises CheckpointError."""
 
-    fuses: engines join weights such as q, k and v of this family, which then need one scheme.
-    """
-
-    fuses: bool
+    @property
+    def fuses(self) -> bool:
+        """Whether engines join weights such as q, k and v of this family, which then need one scheme."""
+        ...
 
     def own(self, name: str) -> Way | str:
         """How tensor `name` is stored, or why it cannot be written so."""
@@ -97,12 +97,12 @@ def grouped_scheme(stored: StoredWeight) -> Scheme | None:
     if stored.levels != 1 << bits or not 2 <= bits <= 8:
         return None
     sizes = torch.bincount(groups.to(torch.int64))
-    dtype = stored.scale_dtype
-    if int(sizes.min()) != int(sizes.max()) or dtype not in ("float16", "bfloat16", "float32"):
+    dtypes: dict[str, ScaleDtype] = {name: name for name in SCALE_BITS}
+    if int(sizes.min()) != int(sizes.max()) or stored.scale_dtype not in dtypes:
         return None
     center = 1 << (bits - 1)
     symmetric = stored.zero_point is None or bool((stored.zero_point == center).all())
-    return Scheme(IntGrid(bits, symmetric), PerGroup(int(sizes[0])), dtype)
+    return Scheme(IntGrid(bits, symmetric), PerGroup(int(sizes[0])), dtypes[stored.scale_dtype])
 
 
 def rounded_in_order(

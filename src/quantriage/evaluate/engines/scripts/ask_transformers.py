@@ -40,7 +40,8 @@ def load(model: str, dtype: str, options: Mapping[str, object]) -> Any:
         extra["config"] = config
     wanted = "float32" if gguf and dtype == "auto" else dtype
     chosen = wanted if wanted == "auto" else getattr(torch, wanted)
-    return transformers.AutoModelForCausalLM.from_pretrained(place, dtype=chosen, **local, **extra).eval()
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=chosen, **local, **extra)
+    return loaded.eval()
 
 
 def _set(config: Any, name: str, value: object) -> None:
