@@ -101,11 +101,11 @@ def exit_codes() -> str:
     for code, error in sorted(errors.items()):
         text = "Any other error with a clear cause." if error is QuantriageError else summary(error)
         rows.append([str(code), f"{text} (`{error.__name__}`)"])
-    rows.append(
-        [str(NOT_PROVEN), "`recover` or `demo` wrote a checkpoint, but the proof failed: see its verdict."]
-    )
-    rows.append([str(UNSOUND), "`lint` found errors in the checkpoint."])
+    proof = "`recover`, `demo` or `repair` wrote a checkpoint, but the proof failed: see its verdict."
+    rows.append([str(NOT_PROVEN), proof])
+    rows.append([str(UNSOUND), "`lint` or `diagnose` found the checkpoint at fault."])
     rows.append([str(INTERRUPTED), "Interrupted by Ctrl-C."])
+    rows.sort(key=lambda row: int(row[0]))
     return table(["code", "meaning"], rows)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 O = TypeVar("O")  # noqa: E741 - an options dataclass
 
 NOT_PROVEN = 9
-UNSOUND = 10
+UNSOUND = 11
 INTERRUPTED = 130
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
