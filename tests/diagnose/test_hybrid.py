@@ -76,8 +76,8 @@ def test_any_set_of_units_scores_as_the_whole_model_does(
         found = runs.score({unit.name for unit in taken})
         whole = exchange(saved, folder, taken, tmp_path / f"hybrid-{number}")
         kl, perplexity = whole_scores(saved, whole)
-        # Logits in float32 on both sides, 1e-6 of their size apart, enter the KL by twice their product with the
-        # change: 3e-8 was seen at a KL of 1e-5, with one thread on one side and two on the other.
+        # Logits in float32 on both sides, 1e-6 of their size apart, enter the KL by twice their product with
+        # the change: 3e-8 was seen at a KL of 1e-5, with one thread on one side and two on the other.
         assert found.kl == pytest.approx(kl, rel=1e-3, abs=1e-7)
         assert found.perplexity == pytest.approx(perplexity, rel=1e-5)
     assert runs.score(set()).kl == 0.0
