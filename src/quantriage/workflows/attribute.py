@@ -31,6 +31,7 @@ from quantriage.stream.stream import Stream, StreamSettings
 from quantriage.workflows.opened import OpenedModel
 
 TRIED = 6  # sites whose best rounding is looked for
+_KEPT_PASSES = 8.0  # kept from the best roundings: both models once, and some swaps
 _SIBLINGS = 4  # fewer units stored alike say nothing of each other
 
 
@@ -113,8 +114,9 @@ def attribute(
     predictions = ground.predictions(seed)
     predicted_at = clock.elapsed
     chosen = [n for n in worth_measuring(predictions) if ground.errors[n].quantized][:TRIED]
-    # Predictions tell what the best roundings will cost, which is about as much again.
-    affordable = clock.elapsed + predicted_at * optimum.PASSES / PREDICTION_PASSES < budget_seconds
+    # The predictions tell what a pass takes.
+    needed = (optimum.PASSES + _KEPT_PASSES) * predicted_at / PREDICTION_PASSES
+    affordable = clock.elapsed + needed < budget_seconds
     best = _optima(ground, chosen, seed) if affordable else {}
     runs = ground.runs()
     measured = measure(runs, ground.errors, predictions, clock, progress)

@@ -54,10 +54,14 @@ class Against:
     matrices: int = 0
 
     def compare(
-        self, name: str, candidate: Tensor, stored: StoredWeight | None, site: SiteSummary | None
+        self,
+        name: str,
+        reference: Tensor,
+        candidate: Tensor,
+        stored: StoredWeight | None,
+        site: SiteSummary | None,
     ) -> SiteSummary | None:
         """Take one tensor in; the site with its figures. Peak memory: both tensors and a few chunks."""
-        reference = self.reference.weights.get(self.pairs[name])
         if reference.shape != candidate.shape:
             return site
         if candidate.ndim < 2:

@@ -92,4 +92,5 @@ def _permutation(pair: Pair, rows: bool) -> str | None:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    lengths: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / lengths.clamp(min=1e-30)

@@ -29,6 +29,10 @@ def start(model: str, length: int, options: Mapping[str, object]) -> Any:
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.warmup = False
+    # llama.cpp does not read it, as the other engines do; its threads spin, and starve on a busy machine.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     for name, value in options.items():
         *outer, last = name.split(".")
         place = params
