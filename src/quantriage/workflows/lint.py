@@ -25,11 +25,9 @@ from quantriage.formats.readers import READERS
 from quantriage.model.causal import CausalModel
 from quantriage.model.discover import discover
 from quantriage.records.diagnosis import ConfigDifference, Lint, LintFinding
-from quantriage.records.run_dir import RunDir
+from quantriage.records.run_dir import LINT, RunDir
 from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.options import LintOptions
-
-LINT = "lint.json"
 
 
 def lint(options: LintOptions, progress: Progress = silent) -> Lint:
