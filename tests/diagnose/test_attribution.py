@@ -1,5 +1,6 @@
 """Predictions against closed forms and drawn noise; what is measured, in which order; errors; judgements."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,9 +108,7 @@ def test_noise_is_predicted_as_drawn_noise_is_scored(llama: Saved, tmp_path: Pat
 
 
 def test_errors_by_unit_say_how_a_tensor_is_stored(llama: Saved, tmp_path: Path) -> None:
-    llama.whole.to(torch.bfloat16).save_pretrained(tmp_path / "half")
-    llama.whole.to(torch.float32)
-    llama.whole.load_state_dict(llama.tensors())
+    copy.deepcopy(llama.whole).to(torch.bfloat16).save_pretrained(tmp_path / "half")  # others share the model
     model, model_map = llama.open()
     pair = pair_of(model, open_checkpoint(tmp_path / "half").weights)
     units = units_of(model, model_map, pair)
