@@ -361,7 +361,7 @@ class CausalModel:
         finally:
             last.replacement = None
             self._forget_calls()
-        logits: Tensor = out.logits[0]
+        logits: Tensor = out.logits.squeeze(0)  # an index would cost a zero-filled copy on the way back
         return logits
 
 

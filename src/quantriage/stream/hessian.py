@@ -6,13 +6,16 @@ tokens whose output the loss does not read stop competing with those it does.
 """
 
 import torch
-from scipy.linalg import blas
 from torch import Tensor
+
+_BLOCK = 512  # columns; blocks above the diagonal are not computed
 
 
 class HessianSum:
     """Accumulates H [in, in] in float32. Only the lower triangle is kept up to date until `value`.
 
+    Products run in the inputs' dtype: bfloat16 inputs are summed in float32 within a batch by the processor
+    and rounded once for each batch, which adds less noise than damping removes (docs/lab-log.md).
     Sums merge (`merge`), so shards of the calibration set may be summed apart.
     """
 
@@ -21,17 +24,14 @@ class HessianSum:
         self.tokens = 0
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a float32 copy of inputs."""
-        rows = inputs.float()
+        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a copy of the inputs."""
+        rows = inputs
         if weights is not None:
-            rows = rows * weights.float().sqrt().unsqueeze(1)
+            rows = rows * weights.sqrt().to(rows.dtype).unsqueeze(1)
         self.tokens += rows.shape[0]
-        if rows.device.type != "cpu":
-            self._sum.addmm_(rows.T, rows)
-            return
-        # BLAS reads our row-major [n, in] as a column-major [in, n]; one triangle costs half a full product.
-        # Its upper triangle, column-major, is our lower triangle.
-        blas.ssyrk(1.0, rows.contiguous().numpy().T, beta=1.0, c=self._sum.numpy().T, lower=0, overwrite_c=1)
+        for start in range(0, rows.shape[1], _BLOCK):
+            columns = slice(start, start + _BLOCK)
+            self._sum[start:, columns] += rows[:, start:].T @ rows[:, columns]
 
     def merge(self, other: "HessianSum") -> None:
         """Add another sum over other tokens."""
@@ -44,13 +44,11 @@ class HessianSum:
         Works in place: the sum cannot be updated afterwards. A site that saw nothing gives zeros.
         """
         total = self._sum
-        if total.device.type == "cpu":
-            total.tril_()
-            for start in range(0, total.shape[0], 256):  # mirror without a second full copy
-                stop = start + 256
-                total[start:stop, stop:] = total[stop:, start:stop].T
-                inner = total[start:stop, start:stop]
-                inner += torch.tril(inner, -1).T
+        for start in range(0, total.shape[0], _BLOCK):  # mirror without a second full copy
+            stop = start + _BLOCK
+            total[start:stop, stop:] = total[stop:, start:stop].T
+            inner = total[start:stop, start:stop]
+            inner.copy_(torch.tril(inner) + torch.tril(inner, -1).T)
         mean = total.diagonal().mean()
         if mean > 0:
             total /= mean

@@ -29,44 +29,51 @@ def token_weights(squares: Tensor) -> Tensor:
     return squares / mean + FLOOR
 
 
+class LossHessians:
+    """Sums for every input of a block. Memory: one [in, in] for each distinct input."""
+
+    def __init__(self, sites: tuple[Site, ...], device: torch.device, weighted: bool = True) -> None:
+        self._products = SiteProducts(sites)
+        self._weighted = weighted
+        self._pending: dict[InputKey, tuple[Tensor, Tensor]] = {}  # inputs [n, in], squared gradients [n]
+        self._batch = -1
+        self._sums = {input_key(site): HessianSum(site.shape[1], device) for site in sites}
+
+    @torch.no_grad()
+    def on_gradient(self, start: int, call: WeightCall, gradient: Tensor) -> None:
+        """Take one product of the batch that begins at sequence `start`; batches come one after the other."""
+        if start != self._batch:
+            self._flush()
+            self._batch = start
+        for site in self._products.of(call):
+            key = input_key(site)
+            own = torch.linalg.vector_norm(output_rows(site, gradient), dim=1, dtype=torch.float32).square_()
+            if key in self._pending:
+                inputs, squares = self._pending[key]
+                self._pending[key] = (inputs, squares + own)
+            else:
+                inputs = call.input.detach().reshape(-1, call.input.shape[-1])
+                self._pending[key] = (inputs.to(call.output.dtype), own)  # what the product multiplied
+
+    @torch.no_grad()
+    def finish(self) -> dict[InputKey, HessianSum]:
+        """The sums over all batches; an expert that no token reached has zeros."""
+        self._flush()
+        return self._sums
+
+    def _flush(self) -> None:
+        for key, (inputs, squares) in self._pending.items():
+            self._sums[key].update(inputs, token_weights(squares) if self._weighted else None)
+        self._pending.clear()
+
+
 def loss_hessians(
     gradients: BlockGradients, sites: tuple[Site, ...], weighted: bool = True
 ) -> dict[InputKey, HessianSum]:
-    """Sums for every input of the block, over all batches. Memory: one [in, in] for each distinct input.
+    """Sums for every input of the block, over all batches.
 
     Also carries the gradient to the boundary before the block, as every backward visit does.
     """
-    products = SiteProducts(sites)
-    sums: dict[InputKey, HessianSum] = {}
-    pending: dict[InputKey, tuple[Tensor, Tensor]] = {}  # inputs [n, in], squared gradients [n]
-    batch = -1
-
-    def flush() -> None:
-        for key, (inputs, squares) in pending.items():
-            if key not in sums:
-                sums[key] = HessianSum(inputs.shape[1], inputs.device)
-            sums[key].update(inputs, token_weights(squares) if weighted else None)
-        pending.clear()
-
-    def on_gradient(start: int, call: WeightCall, gradient: Tensor) -> None:
-        nonlocal batch
-        if start != batch:
-            flush()
-            batch = start
-        for site in products.of(call):
-            key = input_key(site)
-            own = output_rows(site, gradient).float().square().sum(dim=1)
-            if key in pending:
-                inputs, squares = pending[key]
-                pending[key] = (inputs, squares + own)
-            else:
-                pending[key] = (call.input.reshape(-1, call.input.shape[-1]), own)
-
-    gradients.run(on_gradient)
-    with torch.no_grad():
-        flush()
-    for site in sites:  # an expert that no token reached
-        key = input_key(site)
-        if key not in sums:
-            sums[key] = HessianSum(site.shape[1], gradients.stream.compute.device)
-    return sums
+    sums = LossHessians(sites, gradients.stream.compute.device, weighted)
+    gradients.run(sums.on_gradient)
+    return sums.finish()

@@ -26,7 +26,7 @@ class StateStore:
     """Tensors by key. Holds at most `budget_bytes` in memory; what does not fit goes to files in `folder`."""
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
-        self._folder, self._budget = folder, budget_bytes
+        self._folder, self.budget_bytes = folder, budget_bytes
         self._memory: dict[str, Tensor] = {}
         self._files: dict[str, _Spilled] = {}
         self._used = 0
@@ -42,7 +42,7 @@ class StateStore:
         self.drop(key)
         value = value.detach().to("cpu").contiguous()
         size = value.numel() * value.element_size()
-        if self._used + size <= self._budget:
+        if self._used + size <= self.budget_bytes:
             self._memory[key] = value
             self._used += size
             return

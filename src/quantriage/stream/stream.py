@@ -6,6 +6,7 @@ keeps the states at every boundary (spilled under the budget) and recomputes one
 so gradients need no more memory than a forward pass.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from quantriage.model.capture import CaptureWeightCalls, WeightCall
 from quantriage.model.causal import BlockCall, CausalModel
 from quantriage.model.site import Site, write_site
 from quantriage.stream.compute import Compute
-from quantriage.stream.fisher_probe import fisher_probe, random_signs
+from quantriage.stream.fisher_probe import fisher_probes, random_signs
 from quantriage.stream.progress import Progress, silent
 from quantriage.stream.states import StateStore
 
@@ -99,6 +100,20 @@ class Stream:
                 write_site(block, site, weights[site.name]())
         return block
 
+    def for_products(self, block: nn.Module) -> nn.Module:
+        """`block` itself in float32; under autocast it shares all but its sites' weights, cast once here.
+
+        Autocast would cast a frozen weight at every product: a tenth of a visit's time.
+        """
+        if self.compute.dtype == torch.float32:
+            return block
+        products = {site.parameter for site in self.sites}
+        shared: dict[int, object] = {id(tensor): tensor for tensor in block.buffers()}
+        for name, weight in block.named_parameters():
+            cast = weight.to(self.compute.dtype) if name in products else weight
+            shared[id(weight)] = nn.Parameter(cast, requires_grad=False)
+        return copy.deepcopy(block, shared)
+
     @torch.no_grad()
     def run(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
         """Hidden state [b, t, d] after block `index`, float32."""
@@ -108,6 +123,7 @@ class Stream:
 
     def advance(self, index: int, block: nn.Module, keep: bool = False) -> None:
         """Move every batch from boundary `index` to `index + 1`; `keep` the states behind."""
+        block = self.for_products(block)
         for start in self.batches:
             self.states.put(f"{index + 1}/{start}", self.run(index, block, self.hidden(index, start)))
             if not keep:
@@ -132,6 +148,7 @@ class Stream:
     @torch.no_grad()
     def watch(self, index: int, block: nn.Module, on_call: Callable[[int, WeightCall], None]) -> None:
         """Run every batch through a block and report its weight products; states stay where they are."""
+        block = self.for_products(block)
         for start in self.batches:
             with CaptureWeightCalls(block, partial(on_call, start)):
                 self.run(index, block, self.hidden(index, start))
@@ -142,19 +159,21 @@ class Stream:
         """Gradients of random probes of the logits (fisher_probe.py) at the last boundary, as `g/<start>`."""
         with self.model.head(self.compute.dtype):
             for start, hidden in self.final_states():
-                flat = hidden.reshape(-1, hidden.shape[-1])
-                parts = [self._fisher_gradient(h, generator) for h in flat.split(self.head_rows)]
-                self.states.put(f"g/{start}", torch.cat(parts).view_as(hidden))
+                self.states.put(f"g/{start}", self.head_gradient(hidden, generator))
                 self.progress("gradients at the head", start + hidden.shape[0], self.tokens.sequences)
+
+    def head_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """Gradient [b, t, d] of a random probe of the logits at `hidden` [b, t, d]; inside `model.head()`."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        parts = [self._fisher_gradient(h, generator) for h in flat.split(self.head_rows)]
+        return torch.cat(parts).view_as(hidden)
 
     def _fisher_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
         hidden = hidden.detach().requires_grad_(True)
         with self.compute.autocast():
             logits = self.model.logits(hidden)
-        with torch.no_grad():
-            signs = random_signs(len(logits), logits.shape[1], generator).to(logits.device)
-            probe = fisher_probe(torch.softmax(logits.float(), dim=-1), signs)
-        (gradient,) = torch.autograd.grad(logits, hidden, probe.to(logits.dtype))
+        signs = random_signs(len(logits), logits.shape[1], generator).to(logits.device)
+        (gradient,) = torch.autograd.grad(logits, hidden, fisher_probes(logits.detach(), signs))
         return gradient
 
     def backward(
@@ -178,11 +197,12 @@ class BlockGradients:
     def run(self, on_gradient: Callable[[int, WeightCall, Tensor], None]) -> None:
         """For every batch and product: (first sequence, call, gradient at the product's output)."""
         stream = self.stream
+        block = stream.for_products(self.block)
         for start in stream.batches:
             calls: list[WeightCall] = []
             hidden = stream.hidden(self.index, start).float().requires_grad_(True)
-            with stream.compute.autocast(), CaptureWeightCalls(self.block, calls.append):
-                out = stream.model.run_block(self.block, hidden, stream.call(self.index, hidden.shape[0]))
+            with stream.compute.autocast(), CaptureWeightCalls(block, calls.append):
+                out = stream.model.run_block(block, hidden, stream.call(self.index, hidden.shape[0]))
             above = stream.states.get(f"g/{start}").to(out.device)
             outputs = [call.output for call in calls]
             gradients = torch.autograd.grad(out, [hidden, *outputs], above.to(out.dtype), allow_unused=True)

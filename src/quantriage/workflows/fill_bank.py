@@ -1,9 +1,10 @@
 """Quantize every site in every scheme that may be wanted: one forward and one backward visit of each block.
 
-The forward pass leaves the states of every boundary; the backward pass recomputes a block, sums its
-loss-weighted Hessians while the gradient passes, rounds, writes the block's candidates and commits a ledger
-line. Blocks do not depend on each other's rounding, so a killed run resumes by replaying the two passes and
-skipping what is committed: the result is byte for byte the same.
+A model that fits in the state budget whole goes forward and back batch by batch. Otherwise the forward pass
+leaves the states of every boundary; the backward pass recomputes a block and sums its loss-weighted Hessians
+while the gradient passes. Either way the block is rounded, its candidates written, a ledger line committed.
+Blocks do not depend on each other's rounding, so a killed run resumes by replaying the passes and skipping
+what is committed: the result is byte for byte the same.
 """
 
 import time
@@ -19,6 +20,7 @@ from quantriage.errors import UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.protocol import MethodResult, SiteStatistics
 from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS
+from quantriage.model.capture import WeightCall
 from quantriage.model.site import ModelMap, Site, read_site
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
@@ -27,7 +29,8 @@ from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, QuantizedSite
 from quantriage.stream.hessian import HessianSum
-from quantriage.stream.loss_hessians import loss_hessians
+from quantriage.stream.loss_hessians import LossHessians, loss_hessians
+from quantriage.stream.resident import resident_backward, resident_bytes
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.stream import BlockGradients, Stream
 
@@ -70,21 +73,47 @@ def fill_bank(
         weighted = used - DATA_FREE <= LOSS_WEIGHTED
         if not weighted and used & LOSS_WEIGHTED:
             raise UsageError(f"methods {sorted(used)} need different Hessians; use one of them in a run")
-        stream.forward(keep=True, stage="calibrate: forward")
-        stream.head_gradients(torch.Generator().manual_seed(seed))
+        sites = {b: tuple(s for s in model_map.in_block(b) if s.name in wanted) for b in missing}
+        generator = torch.Generator().manual_seed(seed)
+        stream.embed()
+        if resident_bytes(stream) + _hessian_bytes(sites) <= stream.states.budget_bytes:
+            sums = _hessians_at_once(stream, sites, generator, weighted)
+            for index in missing:
+                commit(index, stream.load(index), sums.pop(index).finish())
+                stream.progress("quantize", index + 1, model_map.blocks)
+        else:
+            stream.forward(keep=True, stage="calibrate: forward")
+            stream.head_gradients(generator)
 
-        def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
-            if index not in missing:
-                gradients.run(lambda *_: None)
-                return
-            sites = tuple(s for s in model_map.in_block(index) if s.name in wanted)
-            commit(index, block, loss_hessians(gradients, sites, weighted))
+            def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
+                if index not in missing:
+                    gradients.run(lambda *_: None)
+                    return
+                commit(index, block, loss_hessians(gradients, sites[index], weighted))
 
-        stream.backward(on_block, stage="quantize")
+            stream.backward(on_block, stage="quantize")
         stream.states.clear()
     commits = ledger.completed()
     found = [commits[_step(block)].payload["sites"] for block in range(model_map.blocks)]
     return [record for block in found for record in msgspec.convert(block, list[QuantizedSite])]
+
+
+def _hessian_bytes(sites: Mapping[int, tuple[Site, ...]]) -> int:
+    widths = {(block, input_key(s)): s.shape[1] for block, members in sites.items() for s in members}
+    return sum(4 * width * width for width in widths.values())
+
+
+def _hessians_at_once(
+    stream: Stream, sites: Mapping[int, tuple[Site, ...]], generator: torch.Generator, weighted: bool
+) -> dict[int, LossHessians]:
+    sums = {b: LossHessians(members, stream.compute.device, weighted) for b, members in sites.items()}
+
+    def on_gradient(block: int, start: int, call: WeightCall, gradient: Tensor) -> None:
+        if block in sums:
+            sums[block].on_gradient(start, call, gradient)
+
+    resident_backward(stream, generator, on_gradient, stage="calibrate")
+    return sums
 
 
 def _step(block: int) -> str:
