@@ -32,10 +32,12 @@ def test_sums_are_those_of_the_streamed_pass(saved: Saved, tmp_path: Path) -> No
     whole.embed()
     sums = {b: LossHessians(model_map.in_block(b), CPU) for b in range(model_map.blocks)}
 
-    def on_gradient(block: int, start: int, call: WeightCall, gradient: Tensor) -> None:
-        sums[block].on_gradient(start, call, gradient)
+    def of_batch(block: int, start: int, seen: list[tuple[WeightCall, Tensor]]) -> None:
+        for call, gradient in seen:
+            sums[block].on_gradient(start, call, gradient)
+        sums[block].flush()
 
-    resident_backward(whole, torch.Generator().manual_seed(5), on_gradient)
+    resident_backward(whole, torch.Generator().manual_seed(5), of_batch)
     for index, of_block in expected.items():
         found = {key: total.value() for key, total in sums[index].finish().items()}
         assert found.keys() == of_block.keys()

@@ -8,8 +8,11 @@ bfloat16 units emulates them slowly, which is why this is measured and not assum
 import contextlib
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+
+from quantriage.parallel import threads
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FASTER_BY = 1.2  # bfloat16 costs precision; it has to earn it
@@ -43,15 +46,12 @@ def exact(device: str = "cpu") -> Compute:
 def choose_compute(device: str, width: int) -> Compute:
     """Time a [1024, width] x [width, width] product in both dtypes and take the faster, if clearly so.
 
-    In turns and the best of many, and no narrower than 512: the choice decides bytes, so other work on the
-    machine must not tip it.
+    On a CPU in processor time of one thread, so that other work on the machine, which would lengthen either,
+    cannot tip a choice that decides bytes; and no narrower than 512, where the dtypes are further apart.
     """
     where = torch.device(device)
     width = max(width, 512)
-    seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
-    for _ in range(10):
-        for dtype, before in seconds.items():
-            seconds[dtype] = min(before, _time_product(where, dtype, width))
+    (seconds,) = threads(partial(_best_times, where), [width])
     ratio = seconds[torch.float32] / seconds[torch.bfloat16]
     dtype = torch.bfloat16 if ratio >= FASTER_BY else torch.float32
     reason = f"bfloat16 products of width {width} ran {ratio:.1f} times as fast as float32"
@@ -63,10 +63,19 @@ def resumed_compute(device: str, dtype: str) -> Compute:
     return Compute(torch.device(device), _DTYPES[dtype], f"{dtype}, chosen when this run was started")
 
 
+def _best_times(device: torch.device, width: int) -> dict[torch.dtype, float]:
+    seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(5):  # in turns: a processor that changes its clock does so for both
+        for dtype, best in seconds.items():
+            seconds[dtype] = min(best, _time_product(device, dtype, width))
+    return seconds
+
+
 def _time_product(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     left = torch.ones(1024, width, device=device, dtype=dtype)
     right = torch.ones(width, width, device=device, dtype=dtype)
-    start = time.perf_counter()
+    start = clock()
     product = left @ right
     product[0, 0].item()  # waits for an asynchronous device
-    return time.perf_counter() - start
+    return clock() - start

@@ -43,7 +43,7 @@ class LossHessians:
     def on_gradient(self, start: int, call: WeightCall, gradient: Tensor) -> None:
         """Take one product of the batch that begins at sequence `start`; batches come one after the other."""
         if start != self._batch:
-            self._flush()
+            self.flush()
             self._batch = start
         for site in self._products.of(call):
             key = input_key(site)
@@ -56,15 +56,16 @@ class LossHessians:
                 self._pending[key] = (inputs.to(call.output.dtype), own)  # what the product multiplied
 
     @torch.no_grad()
-    def finish(self) -> dict[InputKey, HessianSum]:
-        """The sums over all batches; an expert that no token reached has zeros."""
-        self._flush()
-        return self._sums
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Add what the current batch has brought; otherwise the next batch's first product does."""
         for key, (inputs, squares) in self._pending.items():
             self._sums[key].update(inputs, token_weights(squares) if self._weighted else None)
         self._pending.clear()
+
+    def finish(self) -> dict[InputKey, HessianSum]:
+        """The sums over all batches; an expert that no token reached has zeros."""
+        self.flush()
+        return self._sums
 
 
 def loss_hessians(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from quantriage.model.capture import CaptureWeightCalls, WeightCall
 from quantriage.stream.stream import Stream
 
-OnGradient = Callable[[int, int, WeightCall, Tensor], None]
-"""Takes block, first sequence of the batch, product, gradient at its output."""
+OnBlock = Callable[[int, int, list[tuple[WeightCall, Tensor]]], None]
+"""Takes block, first sequence of the batch, and the block's products with the gradients at their outputs."""
 
 
 def resident_bytes(stream: Stream) -> int:
@@ -41,26 +41,45 @@ def resident_bytes(stream: Stream) -> int:
 
 
 def resident_backward(
-    stream: Stream, generator: torch.Generator, on_gradient: OnGradient, stage: str = "backward"
+    stream: Stream, generator: torch.Generator, on_block: OnBlock, stage: str = "backward"
 ) -> None:
-    """From the states of boundary 0 forward and back, batch by batch."""
+    """From the states of boundary 0 forward and back, batch by batch; a batch's blocks come last to first."""
     count = stream.model.block_count
     blocks = [stream.for_products(stream.load(index)) for index in range(count)]
     with stream.model.head(stream.compute.dtype):
         for number, start in enumerate(stream.batches):
-            hidden = stream.hidden(0, start).float().requires_grad_(True)
-            calls: list[list[WeightCall]] = [[] for _ in blocks]
+            first = hidden = stream.hidden(0, start).float().requires_grad_(True)
             for index, block in enumerate(blocks):
-                hidden = _through(stream, index, block, hidden, calls[index].append)
+                visit = _Visit(index, start, on_block)
+                hidden.register_hook(visit.finish)
+                hidden = _through(stream, index, block, hidden, visit.watch)
             above = stream.head_gradient(hidden.detach(), generator)
-            seen = [(index, call) for index, of_block in enumerate(calls) for call in of_block]
-            outputs = [call.output for _, call in seen]
-            gradients = torch.autograd.grad(hidden, outputs, above, allow_unused=True)
-            with torch.no_grad():
-                for (index, call), gradient in zip(seen, gradients, strict=True):
-                    if gradient is not None:  # a product that the block's output does not read
-                        on_gradient(index, start, call, gradient)
+            torch.autograd.grad(hidden, first, above)
             stream.progress(stage, number + 1, len(stream.batches))
+
+
+class _Visit:
+    """One batch in one block: gradients are handed over, and let go, as soon as the block has its own."""
+
+    def __init__(self, index: int, start: int, on_block: OnBlock) -> None:
+        self._index, self._start, self._on_block = index, start, on_block
+        self._calls: list[WeightCall] = []
+        self._gradients: dict[int, Tensor] = {}
+
+    def watch(self, call: WeightCall) -> None:
+        """Note a product of the forward pass."""
+        number = len(self._calls)
+        call.output.register_hook(lambda gradient: self._gradients.__setitem__(number, gradient))
+        self._calls.append(call)
+
+    def finish(self, _: Tensor) -> None:
+        """The gradient has reached the block's input: every product that the output reads has had its own."""
+        with torch.no_grad():
+            self._on_block(
+                self._index, self._start, [(self._calls[n], g) for n, g in sorted(self._gradients.items())]
+            )
+        self._calls.clear()
+        self._gradients.clear()
 
 
 def _through(

@@ -108,11 +108,13 @@ def _hessians_at_once(
 ) -> dict[int, LossHessians]:
     sums = {b: LossHessians(members, stream.compute.device, weighted) for b, members in sites.items()}
 
-    def on_gradient(block: int, start: int, call: WeightCall, gradient: Tensor) -> None:
+    def on_block(block: int, start: int, products: list[tuple[WeightCall, Tensor]]) -> None:
         if block in sums:
-            sums[block].on_gradient(start, call, gradient)
+            for call, gradient in products:
+                sums[block].on_gradient(start, call, gradient)
+            sums[block].flush()
 
-    resident_backward(stream, generator, on_gradient, stage="calibrate")
+    resident_backward(stream, generator, on_block, stage="calibrate")
     return sums
 
 
