@@ -12,20 +12,30 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.faults.draft import draft_of
 from benchmarks.faults.healthy import HEALTHY, Healthy, build
 from benchmarks.faults.kinds import KINDS, Kind
-from benchmarks.faults.layouts import LAYOUTS, Layout, base_scheme
+from benchmarks.faults.layouts import LAYOUTS, Layout
 from benchmarks.faults.reference import cut, experts, pico, pico_text
-from benchmarks.faults.score import Bench, Known, Score, background, look, score
-from benchmarks.faults.table import markdown, summary
+from benchmarks.faults.score import (
+    BY_CONSTRUCTION,
+    Bench,
+    Known,
+    Score,
+    Sound,
+    background,
+    look,
+    score,
+    sound_of,
+)
+from benchmarks.faults.table import by_format, page
 
 
 def plant(kind: Kind, layout: Layout, reference: Path, folder: Path) -> Path:
     """A candidate with one fault."""
-    draft = draft_of(reference, base_scheme(layout))
+    draft = layout.draft(reference)
     if kind.when == "weights":
         kind.plant(draft)
     draft.round_all()
@@ -34,19 +44,46 @@ def plant(kind: Kind, layout: Layout, reference: Path, folder: Path) -> Path:
     return layout.write(draft, folder)
 
 
-def run_kinds(
-    kinds: Sequence[Kind], layouts: Sequence[Layout], bench: Bench, moe: Bench, scratch: Path
-) -> list[Score]:
+@dataclass(frozen=True)
+class Grounds:
+    """What candidates are made from and judged against, by the width that a format needs and with experts.
+
+    model: None for random ones, of which each is made when it is first asked for.
+    """
+
+    scratch: Path
+    model: Path | None
+    blocks: int
+    like: Bench
+    made: dict[tuple[int, bool], Bench] = field(default_factory=dict)
+
+    def bench(self, layout: Layout, with_experts: bool) -> Bench:
+        """The bench of a format."""
+        key = (0 if self.model else layout.width, with_experts)
+        if key not in self.made:
+            folder = self.scratch / f"reference-{key[0]}-{'experts' if with_experts else 'dense'}"
+            if with_experts:
+                reference = experts(self.bench(layout, False).reference, folder)
+            elif self.model:
+                reference = cut(self.model, folder, self.blocks)
+            else:
+                reference = pico(folder, layout.width)
+            self.made[key] = replace(self.like, reference=reference)
+        return self.made[key]
+
+
+def run_kinds(kinds: Sequence[Kind], layouts: Sequence[Layout], grounds: Grounds) -> list[Score]:
     """Every kind in every format that can hold it. Disk: one candidate."""
     known: dict[tuple[str, bool], Known] = {}
     found = []
+    scratch = grounds.scratch
     for kind in kinds:
-        of = moe if kind.experts else bench
         for layout in layouts:
-            if layout.name not in kind.formats or (kind.engine_option and of.text is None):
+            if layout.name not in kind.formats or (kind.engine_option and grounds.like.text is None):
                 continue
+            of = grounds.bench(layout, kind.experts)
             if (layout.name, kind.experts) not in known:
-                sound = draft_of(of.reference, base_scheme(layout))
+                sound = layout.draft(of.reference)
                 sound.round_all()
                 known[layout.name, kind.experts] = background(of, layout.write(sound, scratch / "sound"))
                 shutil.rmtree(scratch / "sound")
@@ -63,32 +100,28 @@ def run_kinds(
     return found
 
 
-def run_healthy(
-    wanted: Sequence[Healthy], bench: Bench, text: Path | None, scratch: Path
-) -> list[dict[str, object]]:
-    """What was said of sound checkpoints. An alarm: lint names a cause, or diagnose finds damage."""
+def run_healthy(wanted: Sequence[Healthy], calibration: Path | None, grounds: Grounds) -> list[Sound]:
+    """What was said of sound checkpoints that are made here."""
     found = []
+    scratch = grounds.scratch
     for one in wanted:
-        if one.method == "gptq" and text is None:
+        if one.method == "gptq" and calibration is None:
             continue
-        candidate = build(one, bench.reference, scratch / "healthy", text or scratch)
-        seen = look(bench, candidate, _BY_CONSTRUCTION)
-        alarm = seen.by == "error" or (seen.by == "lint" and bool(seen.causes)) or seen.verdict == "damaged"
-        said = [f"{cause.code}: {cause.sentence}" for cause in seen.causes] + (
-            [seen.error] * bool(seen.error)
-        )
-        found.append(
-            {"label": one.label, "alarm": alarm, "verdict": seen.verdict, "by": seen.by, "said": said}
-        )
-        print(
-            f"healthy {one.label}: {'ALARM ' if alarm else ''}{seen.verdict} {'; '.join(said)[:300]}",
-            flush=True,
-        )
+        bench = grounds.bench(LAYOUTS[one.layout], False)
+        candidate = build(one, bench.reference, scratch / "healthy", calibration or scratch)
+        found.append(sound_of(one.label, look(bench, candidate, BY_CONSTRUCTION)))
+        print(found[-1].line(), flush=True)
         shutil.rmtree(scratch / "healthy")
     return found
 
 
-_BY_CONSTRUCTION: Known = frozenset({("tokenizer-missing", ())})  # the bench's GGUFs are written without one
+def run_made_elsewhere(folders: Sequence[Path], bench: Bench) -> list[Sound]:
+    """What was said of checkpoints that other tools made of the whole, uncut reference."""
+    found = []
+    for folder in folders:
+        found.append(sound_of(folder.stem, look(bench, folder, BY_CONSTRUCTION)))
+        print(found[-1].line(), flush=True)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,33 +131,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="a llama folder in float32, such as stories15m")
     parser.add_argument("--text", type=Path, help="text to measure the loss on")
+    parser.add_argument("--calibration", type=Path, help="for the healthy GPTQ files; default: --text")
     parser.add_argument("--blocks", type=int, default=6, help="take the model's first blocks only")
     parser.add_argument("--formats", nargs="*", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS])
     parser.add_argument("--healthy", type=int, default=len(HEALTHY), help="how many sound ones to look at")
+    parser.add_argument("--made", nargs="*", type=Path, default=[], help="sound ones of --model by others")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of each diagnosis")
     parser.add_argument("--lint-only", action="store_true")
+    parser.add_argument("--always", action="store_true", help="diagnose also where lint names a cause")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.out) as folder:
         scratch = Path(folder)
-        reference = cut(given.model, scratch / "reference", given.blocks) if given.model else pico(scratch)
         text = given.text if given.model else pico_text(scratch / "words.txt")
         asked = None if given.lint_only else text
-        bench = Bench(reference, asked, given.budget)
-        moe = Bench(experts(reference, scratch / "experts"), asked, given.budget)
+        like = Bench(given.model or scratch, asked, given.budget, always=given.always)
+        grounds = Grounds(scratch, given.model, given.blocks, like)
         kinds = [kind for kind in KINDS if kind.name in given.kinds]
-        scores = run_kinds(kinds, [LAYOUTS[name] for name in given.formats], bench, moe, scratch)
-        healthy = run_healthy(HEALTHY[: given.healthy], bench, text, scratch)
-    alarms = sum(bool(one["alarm"]) for one in healthy)
-    text_of = f"{summary(scores, alarms, len(healthy))}\n\n{markdown(scores)}\n"
+        scores = run_kinds(kinds, [LAYOUTS[name] for name in given.formats], grounds)
+        healthy = run_healthy(HEALTHY[: given.healthy], given.calibration or text, grounds)
+        healthy += run_made_elsewhere(given.made, like)
+    text_of = page(scores, healthy)
     (given.out / "faults.md").write_text(text_of)
     record = {
         "seconds": time.perf_counter() - began,
         "model": given.model.name if given.model else "random llama",
+        "by_format": by_format(scores),
         "scores": [one.plain() for one in scores],
-        "healthy": healthy,
+        "healthy": [one.plain() for one in healthy],
     }
     (given.out / "faults.json").write_text(json.dumps(record, indent=1))
     print(text_of)

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.faults.block_weights import Rounded
 from quantriage.diagnose.fisher import nearest
-from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 
+Rounder = Callable[[Tensor, Scheme], Rounded]
+"""Plain rounding of a weight as a format stores it; block formats take the number of bits alone."""
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
@@ -33,9 +35,10 @@ class Draft:
     weights: dict[str, Tensor]
     files: dict[str, bytes]
     schemes: dict[str, Scheme] = field(default_factory=dict)
-    rounded: dict[str, QuantizedTensor] = field(default_factory=dict)
+    rounded: dict[str, Rounded] = field(default_factory=dict)
     column_group: dict[str, Tensor] = field(default_factory=dict)
     after: list[Callable[[Path], None]] = field(default_factory=list)
+    rounder: Rounder = nearest
 
     def weight(self, module: str) -> Tensor:
         """The weight of a module, [out, in]."""
@@ -49,14 +52,14 @@ class Draft:
         """Plain rounding of every module that has a scheme and was not rounded otherwise."""
         for module, scheme in self.schemes.items():
             if module not in self.rounded:
-                self.rounded[module] = nearest(self.weight(module), scheme)
+                self.rounded[module] = self.rounder(self.weight(module), scheme)
 
 
-def draft_of(reference: Path, scheme: Scheme | None) -> Draft:
+def draft_of(reference: Path, scheme: Scheme | None, rounder: Rounder = nearest) -> Draft:
     """A healthy draft: every matrix of the blocks in `scheme`, or nothing rounded."""
     weights = {name: tensor.float() for name, tensor in load_file(reference / "model.safetensors").items()}
     files = {name: (reference / name).read_bytes() for name in CARRIED if (reference / name).is_file()}
-    draft = Draft(json.loads((reference / "config.json").read_text()), weights, files)
+    draft = Draft(json.loads((reference / "config.json").read_text()), weights, files, rounder=rounder)
     if scheme is not None:
         draft.schemes = dict.fromkeys(matrices(weights), scheme)
     return draft

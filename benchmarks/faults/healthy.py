@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.faults.draft import Draft, draft_of
-from benchmarks.faults.layouts import LAYOUTS, write_dense
+from benchmarks.faults.folders import write_dense
+from benchmarks.faults.layouts import LAYOUTS
 from quantriage.diagnose.fisher import nearest
 from quantriage.formats.checkpoint import open_checkpoint
 from quantriage.numerics.choose_qparams import choose_qparams
@@ -53,9 +54,14 @@ HEALTHY: tuple[Healthy, ...] = (
     _W("awq", "w4a-g32"),
     _W("awq", "w4s-g32"),
     _W("awq", "w4a-g32", "mse"),
-    _W("gguf", "w4s-g32"),
-    _W("gguf", "w8s-g32"),
-    _W("gguf", "w4s-g32", "mse"),
+    _W("auto-round", "w4a-g32"),
+    _W("auto-round", "w3s-g32"),
+    _W("hqq", "w4a-g32"),
+    _W("nf4", "w4a-g32"),
+    _W("gguf-q4_0", "w4s-g32"),
+    _W("gguf-q4_0", "w4s-g32", "mse"),
+    _W("gguf-q8_0", "w8s-g32"),
+    _W("gguf-q4_k", "w4a-g32"),
     *(_W("compressed-tensors", scheme, "gptq") for scheme in ("w3a-g32", "w4a-g32", "w4s-channel")),
     *(_W(layout, "w4a-g32", "gptq") for layout in ("gptq", "awq")),
     _W("dense", None, "bfloat16"),
@@ -65,7 +71,9 @@ HEALTHY: tuple[Healthy, ...] = (
 
 def build(healthy: Healthy, reference: Path, folder: Path, text: Path) -> Path:
     """Write one. text: what the methods that need data are calibrated on."""
-    draft = draft_of(reference, None if healthy.scheme is None else Scheme.parse(healthy.scheme))
+    scheme = None if healthy.scheme is None else Scheme.parse(healthy.scheme)
+    rounder = LAYOUTS[healthy.layout].rounder
+    draft = draft_of(reference, scheme, rounder)
     if healthy.layout == "dense":
         return write_dense(draft, folder, getattr(torch, healthy.method))
     if healthy.method == "gptq":

@@ -8,10 +8,13 @@ from benchmarks.faults import plant_codes, plant_files, plant_weights
 from benchmarks.faults.draft import Draft
 from benchmarks.faults.sites import EXPERT, HEAD, QUERY_KEY, block, site
 
-SAFETENSORS = ("compressed-tensors", "gptq", "awq", "dense")
-PACKED = ("compressed-tensors", "gptq", "awq")
-CODED = (*PACKED, "gguf")
-ALL = (*SAFETENSORS, "gguf")
+PACKED = ("compressed-tensors", "gptq", "awq", "auto-round")
+FOLDERS = (*PACKED, "hqq", "nf4")
+SAFETENSORS = (*FOLDERS, "dense")
+GGUF = ("gguf-q4_0", "gguf-q8_0", "gguf-q4_k")
+CODED = (*FOLDERS, *GGUF)
+ALL = (*CODED, "dense")
+CALIBRATED = ("compressed-tensors", "gptq", "awq", "auto-round", "gguf-q4_0")  # where error feedback is used
 MIXED = ("compressed-tensors", "gptq")
 _UNNAMED = ("large-error", "damaged", "badly done")  # no check can say more than that the error is too large
 
@@ -60,8 +63,10 @@ KINDS: tuple[Kind, ...] = (
     Kind("clipped", "weights", _W.clip(DOWN), (DOWN,), _DENSE_CLIP, ALL),
     Kind("two-bit-block", "weights", _W.two_bits(2), block(2), ("fewer-levels", *_UNNAMED), CODED),
     # codes, scales, zero points
-    Kind("calibrated-on-noise", "codes", _C.noise_calibrated(UP), (UP,), _UNNAMED, CODED),
+    Kind("calibrated-on-noise", "codes", _C.noise_calibrated(UP), (UP,), _UNNAMED, CALIBRATED),
     Kind("constant-codes", "codes", _C.constant(UP), (UP,), ("constant-codes",), CODED),
+    Kind("random-codes", "codes", _C.scramble(UP, 0.2), (UP,), (*_UNNAMED, "damaged-groups"), CODED),
+    Kind("random-codes-few", "codes", _C.scramble(DOWN, 0.03), (DOWN,), _UNNAMED, CODED),
     Kind("nan-scale", "codes", _C.set_scale(UP, float("nan")), (UP,), ("nonfinite-scale",), CODED),
     Kind("infinite-scale", "codes", _C.set_scale(DOWN, float("inf")), (DOWN,), ("nonfinite-scale",), CODED),
     Kind("zero-scale", "codes", _C.zero_scales(UP), (UP,), ("zero-scale", "zero-tensor"), CODED),
@@ -74,7 +79,7 @@ KINDS: tuple[Kind, ...] = (
         _C.lose_zero(UP),
         (UP,),
         ("zero-points-lost", "zero-point-range"),
-        PACKED,
+        (*PACKED, "hqq"),
     ),
     Kind("act-order-lost", "codes", _C.lose_order(UP), (UP,), ("act-order-lost",), MIXED),
     Kind("groups-shifted", "codes", _C.shift_groups(UP), (UP,), ("groups-shifted",), CODED),
@@ -103,7 +108,7 @@ KINDS: tuple[Kind, ...] = (
         _F.leave_dense(OUT),
         (OUT,),
         ("dense-among-quantized", "fused-partly-dense"),
-        PACKED,
+        FOLDERS,
     ),
     Kind(
         "fused-mismatch", "weights", _F.other_scheme(VALUE, "w8a-g32"), (VALUE,), ("fused-mismatch",), MIXED

@@ -6,13 +6,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from benchmarks.faults.block_weights import (
+    Rounded,
+    exchanged,
+    scale_of,
+    scrambled,
+    shifted,
+    tightened,
+    unfilled,
+    with_scale,
+)
 from benchmarks.faults.draft import Draft, generator
 from quantriage.diagnose.fisher import nearest
 from quantriage.methods.gptq import Gptq
 from quantriage.methods.protocol import SiteStatistics
-from quantriage.numerics.qparams import QParams
 from quantriage.numerics.quantized import QuantizedTensor
-from quantriage.numerics.rounding import quantize
 
 Plant = Callable[[Draft], None]
 NOISE_RANK = 8  # tokens of noise that a layer was calibrated on
@@ -20,7 +28,7 @@ TIGHT = 0.35  # of a sound scale, in a layer that saturates
 HIT = 3  # every third scale is hit where a fault need not take all
 
 
-def _edit(module: str, change: Callable[[QuantizedTensor], QuantizedTensor]) -> Plant:
+def _edit(module: str, change: Callable[[Rounded], Rounded]) -> Plant:
     def plant(draft: Draft) -> None:
         draft.rounded[module] = change(draft.rounded[module])
 
@@ -29,37 +37,40 @@ def _edit(module: str, change: Callable[[QuantizedTensor], QuantizedTensor]) -> 
 
 def constant(module: str) -> Plant:
     """A packed tensor that was never filled."""
-    return _edit(module, lambda w: replace(w, codes=torch.full_like(w.codes, w.scheme.grid.center)))
+    return _edit(module, unfilled)
+
+
+def scramble(module: str, share: float) -> Plant:
+    """Bits of a part of the packed codes are damaged."""
+    return _edit(module, lambda w: scrambled(w, share, generator(9)))
 
 
 def set_scale(module: str, value: float) -> Plant:
     """Every third scale of some rows is `value`."""
 
-    def change(weight: QuantizedTensor) -> QuantizedTensor:
-        scale = weight.scale.clone()
+    def change(weight: Rounded) -> Rounded:
+        scale = scale_of(weight).clone()
         scale[::HIT, ::HIT] = value
-        return replace(weight, scale=scale)
+        return with_scale(weight, scale)
 
     return _edit(module, change)
 
 
 def zero_scales(module: str) -> Plant:
     """Scales that were never written."""
-    return _edit(module, lambda w: replace(w, scale=torch.zeros_like(w.scale)))
+    return _edit(module, lambda w: with_scale(w, torch.zeros_like(scale_of(w))))
 
 
 def scale_by(module: str, factor: float) -> Plant:
     """One wrong factor in all scales."""
-    return _edit(module, lambda w: replace(w, scale=w.scale * factor))
+    return _edit(module, lambda w: with_scale(w, scale_of(w) * factor))
 
 
 def saturate(module: str) -> Plant:
     """Rounded with scales that are much too small."""
 
     def plant(draft: Draft) -> None:
-        sound = draft.rounded[module]
-        tight = QParams(sound.scale * TIGHT, sound.zero_point)
-        draft.rounded[module] = quantize(draft.weight(module), sound.scheme, tight)
+        draft.rounded[module] = tightened(draft.rounded[module], draft.weight(module), TIGHT)
 
     return plant
 
@@ -67,7 +78,8 @@ def saturate(module: str) -> Plant:
 def shift_zero(module: str) -> Plant:
     """Zero points one too large, as between the two versions of GPTQ."""
 
-    def change(weight: QuantizedTensor) -> QuantizedTensor:
+    def change(weight: Rounded) -> Rounded:
+        assert isinstance(weight, QuantizedTensor)
         top = weight.scheme.grid.levels - 1
         return replace(weight, zero_point=(_zero(weight) + 1).clamp(max=top).to(torch.uint8))
 
@@ -76,7 +88,12 @@ def shift_zero(module: str) -> Plant:
 
 def lose_zero(module: str) -> Plant:
     """Zero points packed as zeros."""
-    return _edit(module, lambda w: replace(w, zero_point=torch.zeros_like(_zero(w))))
+
+    def change(weight: Rounded) -> Rounded:
+        assert isinstance(weight, QuantizedTensor)
+        return replace(weight, zero_point=torch.zeros_like(_zero(weight)))
+
+    return _edit(module, change)
 
 
 def lose_order(module: str) -> Plant:
@@ -93,21 +110,15 @@ def lose_order(module: str) -> Plant:
 
 def shift_groups(module: str) -> Plant:
     """Scales and zero points one group further on."""
-
-    def change(weight: QuantizedTensor) -> QuantizedTensor:
-        zero = None if weight.zero_point is None else weight.zero_point.roll(1, 1)
-        return replace(weight, scale=weight.scale.roll(1, 1), zero_point=zero)
-
-    return _edit(module, change)
+    return _edit(module, shifted)
 
 
 def exchange_scales(one: str, other: str) -> Plant:
     """Two modules with each other's scales and zero points."""
 
     def plant(draft: Draft) -> None:
-        first, second = draft.rounded[one], draft.rounded[other]
-        draft.rounded[one] = replace(first, scale=second.scale, zero_point=second.zero_point)
-        draft.rounded[other] = replace(second, scale=first.scale, zero_point=first.zero_point)
+        both = exchanged(draft.rounded[one], draft.rounded[other])
+        draft.rounded[one], draft.rounded[other] = both
 
     return plant
 

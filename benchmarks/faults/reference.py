@@ -42,11 +42,14 @@ def cut(model: Path, folder: Path, blocks: int) -> Path:
     return folder
 
 
-def pico(folder: Path) -> Path:
-    """A random llama of four blocks whose rows and columns differ in size as trained ones do."""
+def pico(folder: Path, width: int = 128) -> Path:
+    """A random llama of four blocks whose rows and columns differ in size as trained ones do.
+
+    width: of its hidden states; its MLP is wider, by half or, for blocks of 256, twice.
+    """
     config = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=192,
+        hidden_size=width,
+        intermediate_size=width * 2 if width % 256 == 0 else width * 3 // 2,
         num_hidden_layers=BLOCKS,
         num_attention_heads=4,
         num_key_value_heads=4,

@@ -15,17 +15,22 @@ from quantriage.workflows.options import DiagnoseOptions, LintOptions
 
 Known = frozenset[tuple[str, tuple[str, ...]]]
 """(code, units) of what a healthy file of the format shows too, such as a tokenizer that a GGUF lacks."""
+BY_CONSTRUCTION: Known = frozenset({("tokenizer-missing", ())})  # the bench writes its GGUFs without one
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all candidates are judged against. text None: lint alone."""
+    """What all candidates are judged against. text None: lint alone.
+
+    always: diagnose every candidate, not only those of which lint says nothing.
+    """
 
     reference: Path
     text: Path | None
     budget: float
     sequences: int = 4
     length: int = 128
+    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,38 @@ class Score:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Sound:
+    """What was said of a checkpoint with nothing wrong.
+
+    alarm: a fault was named that is none: by lint, or as damage. advice: nothing is called wrong, but some
+    layer could be rounded better at the same bits, which of plain rounding is true.
+    """
+
+    label: str
+    alarm: bool
+    advice: bool
+    verdict: str
+    said: tuple[str, ...]
+
+    def plain(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """For the log."""
+        mark = "ALARM " if self.alarm else ""
+        return f"healthy {self.label}: {mark}{self.verdict} {'; '.join(self.said)[:300]}"
+
+
+def sound_of(label: str, seen: Seen) -> Sound:
+    """Judge what was said of a sound checkpoint: causes that neither bad rounding nor few bits are."""
+    faults = [cause for cause in seen.causes if cause.code not in ("badly done", "hard")]
+    alarm = bool(seen.error) or bool(faults) or seen.verdict == "damaged"
+    said = [f"{cause.code}: {cause.sentence}" for cause in seen.causes] + [seen.error] * bool(seen.error)
+    return Sound(label, alarm, seen.verdict == "badly quantized", seen.verdict, tuple(said))
+
+
 def look(bench: Bench, candidate: Path, known: Known = frozenset(), option: str | None = None) -> Seen:
     """Lint first; diagnose if lint is silent, or at once if an engine is in question."""
     began = time.perf_counter()
@@ -66,7 +103,7 @@ def look(bench: Bench, candidate: Path, known: Known = frozenset(), option: str 
         record = lint(LintOptions(candidate=str(candidate), reference=str(bench.reference)))
         found = conclude(record, unmeasured="lint alone")
         causes, by, verdict = _new(found.causes, known), "lint", found.verdict
-        if bench.text is not None and (not causes or option is not None):
+        if bench.text is not None and (not causes or bench.always or option is not None):
             conclusion = diagnose(_options(bench, candidate, bench.text, option)).conclusion
             causes, by, verdict = _new(conclusion.causes, known), "diagnose", conclusion.verdict
     except QuantriageError as error:

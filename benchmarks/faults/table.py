@@ -1,20 +1,63 @@
-"""The bench's results as a table of kinds by formats, and as three figures."""
+"""The bench's results as a table of kinds by formats, by format, and as three figures."""
 
 from collections.abc import Sequence
 
-from benchmarks.faults.score import Score
+from benchmarks.faults.score import Score, Sound
 
 
-def summary(scores: Sequence[Score], alarms: int, healthy: int) -> str:
+def page(scores: Sequence[Score], healthy: Sequence[Sound]) -> str:
+    """Everything as Markdown."""
+    parts = [summary(scores, healthy), format_table(scores), markdown(scores), missed(scores)]
+    return "\n\n".join([*parts, alarms(healthy)]) + "\n"
+
+
+def summary(scores: Sequence[Score], healthy: Sequence[Sound]) -> str:
     """The three figures that the bench is for."""
+    site, cause = (sum(getattr(s, name) for s in scores) for name in ("right_site", "right_cause"))
     count = max(1, len(scores))
-    site = sum(s.right_site for s in scores)
-    cause = sum(s.right_cause for s in scores)
     return (
         f"{len(scores)} planted faults: right site {site} ({100 * site / count:.1f}%), right cause {cause} "
         f"({100 * cause / count:.1f}%), by lint alone {sum(s.by == 'lint' for s in scores)}; "
-        f"false alarms {alarms} of {healthy} healthy checkpoints"
+        f"false alarms {sum(s.alarm for s in healthy)} of {len(healthy)} healthy checkpoints, "
+        f"{sum(s.advice for s in healthy)} told that they could be rounded better"
     )
+
+
+def by_format(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
+    """Counts for each format."""
+    return {
+        layout: {
+            "faults": len(of := [s for s in scores if s.layout == layout]),
+            "right_site": sum(s.right_site for s in of),
+            "right_cause": sum(s.right_cause for s in of),
+        }
+        for layout in dict.fromkeys(s.layout for s in scores)
+    }
+
+
+def format_table(scores: Sequence[Score]) -> str:
+    """The counts by format as a table."""
+    rows = [
+        f"| {layout} | {n['faults']} | {n['right_site']} | {n['right_cause']} |"
+        for layout, n in by_format(scores).items()
+    ]
+    return "\n".join(["| format | faults | right site | right cause |", "|---|---|---|---|", *rows])
+
+
+def missed(scores: Sequence[Score]) -> str:
+    """What was not right, and what was said instead."""
+    lines = [
+        f"- {s.kind}, {s.layout}: {s.error or s.first or 'nothing said'} {', '.join(s.first_units)}".rstrip()
+        for s in scores
+        if not (s.right_site and s.right_cause)
+    ]
+    return "\n".join(["Missed:", "", *(lines or ["nothing"])])
+
+
+def alarms(healthy: Sequence[Sound]) -> str:
+    """False alarms, by name."""
+    lines = [f"- {s.label}: {'; '.join(s.said)}" for s in healthy if s.alarm]
+    return "\n".join(["False alarms:", "", *(lines or ["none"])])
 
 
 def markdown(scores: Sequence[Score]) -> str:

@@ -205,6 +205,35 @@ CARRIES = replace(HEALTHY, kl=0.5, prediction=Prediction(0.5, 0.5, 0.5))
             "full precision",
         ),
         (replace(HEALTHY, error=replace(ERROR, beside=0.5)), "damaged", "its bias"),
+        # no error feedback: it costs what plain rounding scaled to its size would, if less than random errors
+        (
+            replace(HEALTHY, error=replace(ERROR, relative=0.4), prediction=Prediction(0.003, 0.01, 0.0002)),
+            "damaged",
+            "0.3 times",
+        ),
+        # error feedback for inputs that do not occur: larger and dearer than plain rounding
+        (
+            replace(
+                HEALTHY,
+                error=replace(ERROR, relative=0.12),
+                prediction=Prediction(0.002, 0.002, 0.001),
+                kl=0.002,
+            ),
+            "badly done",
+            "1.2 times that of plain rounding in w4a-g64 and costs 2 times",
+        ),
+        # error feedback as it should be: larger and cheaper
+        (
+            replace(HEALTHY, error=replace(ERROR, relative=0.12), prediction=Prediction(0.001, 0.002, 0.002)),
+            "fine",
+            "",
+        ),
+        # scales that clip: smaller and dearer, of which nothing is said where it carries little
+        (
+            replace(HEALTHY, error=replace(ERROR, relative=0.09), prediction=Prediction(0.002, 0.002, 0.001)),
+            "fine",
+            "",
+        ),
         (replace(CARRIES, optimal_kl=0.1), "badly done", "rounded to nearest"),
         (replace(CARRIES, optimal_kl=0.4), "hard", "would leave 80%"),
         (replace(CARRIES, prediction=Prediction(0.5, 0.4, 0.1)), "badly done", "plain rounding"),

@@ -1,5 +1,6 @@
 """Every verdict from the records it rests on; which cause comes first, and what is left unsaid."""
 
+import msgspec
 import pytest
 
 from quantriage.diagnose.conclusion import conclude
@@ -184,6 +185,22 @@ def test_runtime_and_data() -> None:
     assert codes(conclude(lint(), sound, split("data"))) == ["data"]
     assert conclude(lint(), sound, split("none")).causes == ()
     assert conclude(lint(), sound, split("not comparable")).verdict == "not comparable"
+
+
+def test_a_unit_worse_than_plain_rounding_stands_before_those_that_could_be_better() -> None:
+    worse = msgspec.structs.replace(
+        unit(KEY, 0.01, "badly done"), relative_error=0.13, nearest_error=0.1, plain_kl=0.004
+    )
+    found = conclude(lint(), attribution(unit(DOWN, 0.1, "badly done"), worse))
+    assert [(cause.code, cause.units) for cause in found.causes] == [
+        ("badly done", (KEY,)),
+        ("badly done", (DOWN,)),
+    ]
+    assert f"{KEY} would lose less rounded plainly" in found.sentence
+    warned = conclude(
+        lint(finding("large-error", KEY, "13%")), attribution(unit(DOWN, 0.1, "badly done"), worse)
+    )
+    assert codes(warned) == ["large-error", "badly done"]
 
 
 def test_a_warning_stands_where_the_attribution_puts_what_it_explains() -> None:

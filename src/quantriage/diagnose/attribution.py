@@ -18,7 +18,7 @@ from quantriage.diagnose.change_scores import Change, Shift, score_changes
 from quantriage.diagnose.hybrid import Pair, Unit
 from quantriage.diagnose.hybrid_runs import HybridRuns
 from quantriage.diagnose.noise import RowNoise
-from quantriage.diagnose.own_rounding import own_scheme
+from quantriage.diagnose.own_rounding import own_grid
 from quantriage.diagnose.unit_errors import UnitError, site_weight, stored_of
 from quantriage.model.site import Site
 from quantriage.stream.progress import Progress, silent
@@ -59,8 +59,9 @@ def predict(
             return {}
         shift = _shift(pair, unit, weight)
         found: dict[str, Change] = {"actual": shift, "noise": RowNoise.like(shift.weight)}
-        own = own_scheme(stored_of(pair, unit))
-        if own is not None:
+        stored = stored_of(pair, unit)
+        own = own_grid(stored)
+        if own is not None and stored is not None and stored.shape == tuple(weight.shape):
             found["nearest"] = Shift(own.nearest(weight).sub_(weight))
         return found
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from quantriage.diagnose.judgement import worse_than_plain
 from quantriage.diagnose.split import LEAST_KL
 from quantriage.records.diagnosis import (
     Attribution,
@@ -44,11 +45,14 @@ _ADVICE = {
 _BY_RUNTIME = "change the engine's option or version, or serve with another engine; the file needs no repair"
 _BY_DATA = "calibrate on text like the prompts that lose, and quantize again"
 _NAMED = 3  # units named in a sentence
+_FAULT, _HARM, _BETTER, _WARNING, _HARD = range(5)
+"""Tiers of causes. A rounding worse than plain rounding is a mistake in one place. It stands before one
+that could be better, which mostly is a choice of method for the whole file, however much more that costs."""
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A cause and where it stands: 0 faults, 1 bad roundings, 2 warnings, 3 hard units."""
+    """A cause and where it stands: see the tiers."""
 
     tier: int
     cause: Cause
@@ -56,7 +60,7 @@ class _Ranked:
     @property
     def key(self) -> tuple[int, float]:
         """Costliest first; a fault that cannot be measured, such as NaN, before those that can."""
-        unknown = float("inf") if self.tier == 0 else 0.0
+        unknown = float("inf") if self.tier == _FAULT else 0.0
         return self.tier, -(self.cause.kl if self.cause.kl is not None else unknown)
 
 
@@ -109,32 +113,38 @@ def _from_lint(findings: Sequence[LintFinding], units: Mapping[str, UnitAttribut
             sentence=f"{_where(sites)}{first.evidence.rstrip('.')}. {first.cause}",
             action=first.action,
         )
-        judged = {unit.judgement for name, unit in units.items() if _named(name, sites)}
-        found.append(_Ranked(_tier(severity, judged), cause))
+        explained = [unit for name, unit in units.items() if _named(name, sites)]
+        found.append(_Ranked(_tier(severity, explained), cause))
     return found
 
 
-def _tier(severity: str, judged: Collection[str]) -> int:
+def _tier(severity: str, explained: Collection[UnitAttribution]) -> int:
     """A warning stands where the attribution's word puts the units that it explains."""
+    judged = {unit.judgement for unit in explained}
     if severity == "error" or "damaged" in judged:
-        return 0
-    return 1 if "badly done" in judged else 2
+        return _FAULT
+    if any(_harmed(unit) for unit in explained):
+        return _HARM
+    return _BETTER if "badly done" in judged else _WARNING
+
+
+def _harmed(unit: UnitAttribution) -> bool:
+    return worse_than_plain(unit.relative_error, unit.nearest_error, unit.predicted_kl, unit.plain_kl)
 
 
 def _from_attribution(attribution: Attribution, explained: Sequence[str]) -> list[_Ranked]:
-    """A cause for each word of the attribution, from the units that no finding explains."""
-    tiers = {"damaged": 0, "badly done": 1, "hard": 3}
+    """Causes of the units that no finding explains: each damaged one by itself, the others by tier."""
+    tiers: dict[int, list[UnitAttribution]] = {}
+    for unit in attribution.units:
+        if unit.judgement == "fine" or not _counts(unit, attribution) or _named(unit.unit, explained):
+            continue
+        worse = _HARM if _harmed(unit) else _BETTER
+        tier = {"damaged": _FAULT, "badly done": worse, "hard": _HARD}[unit.judgement]
+        tiers.setdefault(tier, []).append(unit)
     found = []
-    for word, tier in tiers.items():
-        units = [
-            unit
-            for unit in attribution.units
-            if unit.judgement == word and _counts(unit, attribution) and not _named(unit.unit, explained)
-        ]
-        if word != "damaged" and units:
-            found.append(_Ranked(tier, _judged(word, units)))
-        elif units:
-            found += [_Ranked(tier, _judged(word, [unit])) for unit in units]
+    for tier, units in tiers.items():
+        for members in [[unit] for unit in units] if tier == _FAULT else [units]:
+            found.append(_Ranked(tier, _judged(members[0].judgement, members)))
     return found
 
 
@@ -164,10 +174,10 @@ def _from_split(split: Split) -> list[_Ranked]:
             sentence=split.sentence,
             action=_BY_RUNTIME,
         )
-        return [_Ranked(0, cause)]
+        return [_Ranked(_FAULT, cause)]
     if split.carrier == "data":
         cause = Cause(code="data", units=(), kl=None, sentence=split.sentence, action=_BY_DATA)
-        return [_Ranked(1, cause)]
+        return [_Ranked(_HARM, cause)]
     return []
 
 
@@ -237,7 +247,12 @@ def _sentence(
         if first is not None and first.kl and attribution is not None and attribution.total_kl > 0:
             count = first.units[0] if len(first.units) == 1 else f"{len(first.units)} units"
             share = f", {min(1.0, first.kl / attribution.total_kl):.0%} of it in {count} ({first.code})"
-        return f"Nothing is damaged, but the rounding could be better: {lost}{share}.{runtime}"
+        units = attribution.units if attribution is not None else ()
+        worse = [unit.unit for unit in units if unit.judgement == "badly done" and _harmed(unit)]
+        what = "the rounding could be better"
+        if worse:
+            what = f"{worse[0] if len(worse) == 1 else f'{len(worse)} units'} would lose less rounded plainly"
+        return f"Nothing is damaged, but {what}: {lost}{share}.{runtime}"
     if verdict == "at the limit of its bits":
         return f"The candidate does what its bits allow: {lost}; only more bits help.{runtime}"
     beside = [cause for cause in causes if cause.code not in ("runtime", "data")]

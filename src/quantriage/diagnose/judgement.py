@@ -16,7 +16,9 @@ FAR = 3.0
 STANDS_OUT = 2.0
 """Times the median of its siblings' error ratios; a tool that rounds all layers oddly damages none."""
 PLACED = 0.5
-"""Noise ratio below which a large error was put where it does not hurt, as error feedback does."""
+"""Part of what other errors of its size cost, below which a large error was put where it does not hurt."""
+LARGER, DEARER = 1.1, 1.5
+"""Times the error and times the predicted KL of plain rounding: above both, error feedback did harm."""
 STRUCTURED = 8.0
 """Noise ratio that rounding does not reach: with few dominating inputs it may reach 4 by chance."""
 STRUCTURED_ERROR = 1.3
@@ -62,9 +64,36 @@ def judge(evidence: Evidence) -> tuple[Judgement, str]:
     damage = _damage(evidence)
     if damage:
         return "damaged", damage
+    harm = _harm(evidence)
+    if harm:
+        return "badly done", harm
     if evidence.share < max(CULPRIT, min(TIMES_MEAN / max(evidence.units, 1), 0.5)):
         return "fine", ""
     return _culprit(evidence)
+
+
+def worse_than_plain(
+    relative: float, nearest: float | None, actual: float | None, plain: float | None
+) -> bool:
+    """Whether a unit has a larger error than plain rounding and loses more: no effort would have been better.
+
+    relative, nearest: errors, as stored and of plain rounding; actual, plain: predicted KL of the two. Error
+    feedback trades the one for the other. Where both grew, it followed inputs that the model does not see.
+    """
+    if nearest is None or actual is None or plain is None or not plain > 0:
+        return False
+    return relative > LARGER * nearest and actual > DEARER * plain
+
+
+def _harm(e: Evidence) -> str:
+    p = e.prediction
+    if p is None or not worse_than_plain(e.error.relative, e.error.nearest, p.actual, p.nearest):
+        return ""
+    assert p.nearest is not None
+    return (
+        f"its error is {e.ratio:.2g} times that of plain rounding in {e.error.layout} and costs "
+        f"{p.actual / p.nearest:.2g} times as much: it was rounded for inputs unlike this text, or for none"
+    )
 
 
 def _damage(e: Evidence) -> str:
@@ -74,7 +103,7 @@ def _damage(e: Evidence) -> str:
         return _dense_damage(e)
     noise = e.prediction.noise_ratio if e.prediction is not None else None
     far = e.ratio > FAR and e.ratio > STANDS_OUT * e.sibling_ratio
-    if far and (noise is None or noise > PLACED):
+    if far and not _placed(e):
         cost = "" if noise is None else f", and costs {noise:.2g} times what random errors of that size would"
         return f"its error is {e.ratio:.1f} times what {e.error.layout} explains{cost}"
     if noise is not None and noise > STRUCTURED and e.ratio > STRUCTURED_ERROR:
@@ -83,6 +112,20 @@ def _damage(e: Evidence) -> str:
             f"times what {e.error.layout} explains: it has a structure that rounding does not have"
         )
     return ""
+
+
+def _placed(e: Evidence) -> bool:
+    """Whether an error costs far less than others of its size: than random ones, and than a plain rounding's.
+
+    Rounding errors are largest in groups with outliers, which inputs may hardly reach: there even damage
+    costs less than independent errors would, but no less than errors of plain rounding scaled to its size.
+    """
+    p = e.prediction
+    if p is None or p.noise_ratio is None or p.noise_ratio > PLACED:
+        return False
+    if p.nearest is None or not e.error.nearest:
+        return True
+    return p.actual <= PLACED * p.nearest * (e.error.relative / e.error.nearest) ** 2
 
 
 def _dense_damage(e: Evidence) -> str:

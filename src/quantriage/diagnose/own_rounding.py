@@ -1,7 +1,8 @@
 """A weight rounded anew in the scheme in which a checkpoint stores it: the yardstick for how it was done.
 
-Only integer codes in groups of columns can be rounded here; groups may be made of columns in any order, as
-GPTQ's act-order leaves them. Other grids (k-quants, NF4, floats) have no yardstick but the same-norm control.
+Integer codes in groups of columns can be rounded plainly and with error feedback; groups may be made of
+columns in any order, as GPTQ's act-order leaves them. Block formats and tables (k-quants, NF4) can be rounded
+plainly. What remains (floats, types without single codes) has no yardstick but the same-norm control.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantriage.diagnose.fisher import nearest
+from quantriage.diagnose.lint.plain_grid import has_plain_grid, round_plainly
 from quantriage.errors import BudgetError
 from quantriage.formats.weight_source import WeightSource
 from quantriage.methods.protocol import SiteStatistics
@@ -43,6 +45,17 @@ class OwnScheme:
 
     def _restored(self, weight: Tensor) -> Tensor:
         return weight if self.order is None else weight[:, torch.argsort(self.order)].contiguous()
+
+
+@dataclass(frozen=True)
+class PlainGrid:
+    """The grid of a stored weight that is no integer scheme."""
+
+    stored: StoredWeight
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Plain rounding of weight [out, in], float32, dequantized."""
+        return round_plainly(weight, self.stored)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,14 @@ def own_scheme(stored: StoredWeight | None) -> OwnScheme | None:
     except BudgetError:  # a last group that is short
         return None
     return found
+
+
+def own_grid(stored: StoredWeight | None) -> OwnScheme | PlainGrid | None:
+    """What rounds a weight plainly as it is stored; None where nothing here can."""
+    scheme = own_scheme(stored)
+    if scheme is not None or stored is None or stored.scheme is not None:
+        return scheme
+    return PlainGrid(stored) if has_plain_grid(stored) else None
 
 
 def _reordered(stored: StoredWeight) -> OwnScheme | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quantriage.diagnose.hybrid import Pair, Unit
 from quantriage.diagnose.lint.nearest import expected_error
-from quantriage.diagnose.own_rounding import own_scheme
+from quantriage.diagnose.own_rounding import own_grid
 from quantriage.numerics.stored_weight import StoredWeight
 
 DENSE = "dense"
@@ -76,8 +76,8 @@ def _unit_error(pair: Pair, unit: Unit) -> UnitError:
         nearest = expected = _relative(ours, cast)
         layout, bits = DENSE, 8.0 * dtype.itemsize
     else:
-        own = own_scheme(stored)
-        if own is not None and ours.ndim == 2:
+        own = own_grid(stored)
+        if own is not None and tuple(ours.shape) == stored.shape:
             nearest = _relative(ours, own.nearest(ours))
         expected = nearest if nearest is not None else expected_error(ours, stored)
         layout = str(stored.scheme) if stored.scheme is not None else stored.layout

@@ -10,7 +10,7 @@ The library takes the sixteen values from its kernels and not from the file, so 
 """
 
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import prod
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from quantriage.numerics.stored_weight import StoredWeight
 STATE = "quant_state.bitsandbytes__"
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _LARGEST_STATE = 4096  # bytes; a real one has under 200
+_LARGEST = 3.4e38  # the end of float32
 _BLOCK_SIZES = tuple(1 << power for power in range(5, 13))  # what the library's kernels take, 32 to 4096
 _STATE_KEYS = {"quant_type", "blocksize", "dtype", "shape"}
 _NESTED_KEYS = {"nested_blocksize", "nested_dtype", "nested_offset"}
@@ -83,7 +84,7 @@ class FourBitWeight:
 
     def stored(self) -> StoredWeight:
         """Codes [out, in] into the table; scale [blocks]: the magnitudes."""
-        self._table()
+        table = self._table()
         packed = self._packed()
         codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[: prod(self.shape)]
         names = (self.name, f"{self.name}.{STATE}{self.quant_type}", *(f"{self.name}.{p}" for p in _PARTS))
@@ -95,6 +96,7 @@ class FourBitWeight:
             codes=codes.view(self.shape),
             scale=self._magnitudes(),
             scale_dtype="float32" if self.nested is None else "uint8",
+            points=table,
         )
 
     def _packed(self) -> Tensor:
@@ -143,8 +145,9 @@ def read_four_bit(source: SafetensorsSource, name: str, quant_type: str) -> Four
     nested = None
     if "nested_blocksize" in state:
         offset = state["nested_offset"]
-        if not isinstance(offset, int | float) or isinstance(offset, bool) or not isfinite(offset):
-            raise CheckpointError(f"{where}: nested_offset {offset!r} is no finite number")
+        number = isinstance(offset, int | float) and not isinstance(offset, bool)
+        if not (number and -_LARGEST < offset < _LARGEST):
+            raise CheckpointError(f"{where}: nested_offset {str(offset)[:80]} is no finite float32")
         nested = Nested(_block_size(state["nested_blocksize"], where), float(offset))
     return FourBitWeight(source, name, quant_type, shape, _block_size(state["blocksize"], where), nested)
 
@@ -164,7 +167,7 @@ def _state(source: SafetensorsSource, where: str) -> dict[str, object]:
 def _shape(value: object, where: str) -> tuple[int, int]:
     match value:
         case [int(rows), int(columns)] if 0 < rows < 1 << 31 and 0 < columns < 1 << 31:
-            return rows, columns
+            return int(rows), int(columns)  # true is an int to Python
     raise CheckpointError(f"{where}: shape {str(value)[:80]} is not [out, in]")
 
 

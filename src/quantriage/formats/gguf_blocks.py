@@ -121,7 +121,10 @@ def stored_blocks(source: GGUFSource, name: str) -> StoredWeight | None:
             offset[rows] = fields.offset.reshape(-1, scale.shape[1])
     zero = None if layout.zero is None else torch.tensor(layout.zero, dtype=torch.uint8).expand(scale.shape)
     dtype = "float16" if layout.d_type == "float16" else layout.d_type
-    return StoredWeight(kind, shape, layout.levels, meta.nbytes, codes, scale, dtype, zero, offset)
+    points = None if layout.table is None else torch.tensor(layout.table, dtype=torch.float32)
+    return StoredWeight(
+        kind, shape, layout.levels, meta.nbytes, codes, scale, dtype, zero, offset, points=points
+    )
 
 
 def _read_planes(raw: Tensor, planes: tuple[Plane, ...], count: int) -> Tensor:

@@ -26,6 +26,7 @@ class StoredWeight:
     zero_point: integer codes of zero, unpacked, in `scale`'s shape; offset: real minima, likewise.
     column_group: int64 [in], the group of each column, where columns are not grouped in runs (g_idx).
     scheme: the integer scheme, where groups are runs of columns and zero points integers, else None.
+    points: float32 [levels], what each code stands for before its scale, where that is a table (NF4, IQ4).
     """
 
     layout: str
@@ -39,6 +40,7 @@ class StoredWeight:
     offset: Tensor | None = None
     column_group: Tensor | None = None
     scheme: Scheme | None = None
+    points: Tensor | None = None
 
     @property
     def bits_per_weight(self) -> float:

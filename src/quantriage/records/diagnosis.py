@@ -66,6 +66,7 @@ class UnitAttribution(Record, frozen=True):
     optimal_kl: float | None = None  # predicted KL of the best rounding known here in the same scheme
     judgement: Judgement = "fine"
     reason: str = ""
+    plain_kl: float | None = None  # predicted KL of plain rounding in the same scheme
 
 
 class Attribution(Record, frozen=True):

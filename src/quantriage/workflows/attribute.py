@@ -181,6 +181,7 @@ def _records(
                 optimal_kl=optimal,
                 judgement=word,
                 reason=reason,
+                plain_kl=prediction.nearest if prediction else None,
             )
         )
     return sorted(found, key=lambda record: -(record.swap_kl or record.predicted_kl or 0.0))

@@ -83,6 +83,13 @@ def test_rows_back_in_halves() -> None:
     assert found.check == "rotary-permutation"
 
 
+@pytest.mark.parametrize("width", [6, 24, 48])
+def test_heads_of_any_width_are_known(width: int) -> None:
+    found = name_cause(pair(REFERENCE, nearest(REFERENCE[interleaved(96, width)])), WHOLE)
+    assert found is not None
+    assert (found.check, f"heads of {width} " in found.evidence) == ("rotary-permutation", True)
+
+
 @pytest.mark.parametrize(("rows", "check"), [(slice(3, 5), "zeroed-rows"), (slice(10, 11), "zeroed-rows")])
 def test_zeroed_rows(rows: slice, check: str) -> None:
     damaged = REFERENCE.clone()

@@ -4,7 +4,8 @@ Formats keep scales in shapes of their own. Checks that ask about single groups 
 format's shape cannot be laid out so (super-blocks, double quantization), those checks do not run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -12,13 +13,15 @@ from torch import Tensor
 from quantriage.numerics.stored_weight import StoredWeight
 
 SAMPLED_ROWS = 128  # rows are alike; so many give a share to within a few percent
+_NARROWEST = 8  # columns: a block that straddles rows is cut into pieces that do not, if not too small
 
 
 @dataclass(frozen=True)
 class Groups:
     """Scales and zeros of a weight [out, in] whose value is (code - zero) * scale + offset.
 
-    scale, zero, offset: float32 [out, groups]; column_group: int64 [in].
+    scale, zero, offset: float32 [out, groups]; column_group: int64 [in]. points: float32 [levels], in place
+    of code - zero where codes count no equal steps; zero is 0 then.
     """
 
     codes: Tensor  # [out, in]
@@ -26,23 +29,36 @@ class Groups:
     zero: Tensor
     offset: Tensor | None
     column_group: Tensor
+    points: Tensor | None = None
+
+    def moved(self, shift: int) -> "Groups":
+        """With the scales of the group `shift` further on where groups of all rows are one run."""
+
+        def roll(table: Tensor) -> Tensor:
+            return table.reshape(-1).roll(-shift).view(table.shape)
+
+        offset = None if self.offset is None else roll(self.offset)
+        return replace(self, scale=roll(self.scale), zero=roll(self.zero), offset=offset)
 
     def values(self, rows: Tensor, shift: int = 0, column_group: Tensor | None = None) -> Tensor:
         """Weights of some rows, float32 [rows, in]; with scales of the group `shift` further on, if given."""
         index = self.column_group if column_group is None else column_group
         index = (index + shift) % self.scale.shape[1]
         scale = self.scale[rows][:, index]
-        value = (self.codes[rows].to(torch.float32) - self.zero[rows][:, index]) * scale
+        if self.points is not None:
+            value = self.points[self.codes[rows].to(torch.int64)] * scale
+        else:
+            value = (self.codes[rows].to(torch.float32) - self.zero[rows][:, index]) * scale
         return value if self.offset is None else value + self.offset[rows][:, index]
 
 
 def groups_of(stored: StoredWeight) -> Groups | None:
-    """The table, or None where the format's scales have another shape or codes are no integers."""
-    codes, scale = stored.codes, stored.scale
-    if codes is None or scale is None or scale.ndim > 2 or not is_integer(stored):
+    """The table, or None where the format's scales have another shape or codes stand for nothing known."""
+    codes, scale, points = stored.codes, stored.scale, stored.points
+    if codes is None or scale is None or scale.ndim > 2 or not (is_integer(stored) or points is not None):
         return None
     rows, columns = stored.shape
-    table = _table(scale, rows)
+    table = _table(scale, rows) if points is None else _flat_table(scale, rows, columns)
     if table is None or columns % table.shape[1]:
         return None
     count = table.shape[1]
@@ -52,11 +68,11 @@ def groups_of(stored: StoredWeight) -> Groups | None:
             return None
     else:
         index = torch.arange(columns) // (columns // count)
-    zero = _zero(stored, rows, count)
+    zero = _zero(stored, rows, count) if points is None else torch.zeros(rows, count)
     offset = None if stored.offset is None else _table(stored.offset.to(torch.float32), rows)
     if zero is None or (stored.offset is not None and (offset is None or offset.shape[1] != count)):
         return None
-    return Groups(codes, table, zero, offset, index)
+    return Groups(codes, table, zero, offset, index, points)
 
 
 def is_integer(stored: StoredWeight) -> bool:
@@ -81,6 +97,21 @@ def _table(values: Tensor, rows: int) -> Tensor | None:
     if values.ndim == 2 and values.shape[0] in (1, rows):
         return values.expand(rows, -1)
     return None
+
+
+def _flat_table(values: Tensor, rows: int, columns: int) -> Tensor | None:
+    """[out, groups] from scales of blocks that run over the flattened weight, as bitsandbytes lays them.
+
+    A block that straddles rows is cut where a row ends: its pieces carry the same scale.
+    """
+    count = rows * columns
+    if values.ndim != 1 or values.shape[0] in (1, rows) or count % values.shape[0]:
+        return _table(values, rows)
+    width = count // values.shape[0]
+    piece = gcd(width, columns)
+    if piece < _NARROWEST:
+        return None
+    return values.repeat_interleave(width // piece).view(rows, columns // piece)
 
 
 def _zero(stored: StoredWeight, rows: int, count: int) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantriage.diagnose.lint.grouping import SAMPLED_ROWS, even_rows, groups_of, is_integer
+from quantriage.diagnose.lint.plain_grid import has_plain_grid, round_plainly, straddles
 from quantriage.errors import BudgetError
 from quantriage.numerics.min_max import min_max_qparams
 from quantriage.numerics.rounding import fake_quantize
@@ -26,6 +27,8 @@ def expected_error(reference: Tensor, stored: StoredWeight | None) -> float:
     """Relative error of plain rounding of reference [out, in] as `stored` is stored."""
     if stored is None:
         return FLOAT_ERROR
+    if stored.scheme is None and tuple(reference.shape) == stored.shape and has_plain_grid(stored):
+        return _plain_error(reference, stored)
     scheme = _scheme(stored)
     if scheme is not None:
         rows = reference[even_rows(reference.shape[0])].to(torch.float32)
@@ -46,10 +49,17 @@ def expected_error(reference: Tensor, stored: StoredWeight | None) -> float:
     return typical_error(stored)
 
 
+def _plain_error(reference: Tensor, stored: StoredWeight) -> float:
+    """Of a grid without an integer scheme; whole, where its blocks straddle rows."""
+    rows = (reference if straddles(stored) else reference[even_rows(reference.shape[0])]).to(torch.float32)
+    norm = float(rows.norm())
+    return float((round_plainly(rows, stored) - rows).norm()) / norm if norm > 0 else 0.0
+
+
 def nearest_share(reference: Tensor, stored: StoredWeight) -> float | None:
     """Share of codes on sampled rows that are the nearest to reference [out, in] under the stored scales."""
     groups = groups_of(stored)
-    if groups is None or groups.offset is not None:
+    if groups is None or groups.offset is not None or groups.points is not None:
         return None
     rows = even_rows(stored.shape[0], SAMPLED_ROWS // 2)
     scale = groups.scale[rows][:, groups.column_group]

@@ -77,7 +77,11 @@ def overflowing(module: str, stored: StoredWeight) -> LintFinding | None:
     groups = groups_of(stored)
     if groups is None:
         return None
-    reach = torch.maximum(groups.zero, stored.levels - 1 - groups.zero).abs() * groups.scale.abs()
+    if groups.points is not None:
+        steps = groups.points.abs().max()
+    else:
+        steps = torch.maximum(groups.zero, stored.levels - 1 - groups.zero).abs()
+    reach = steps * groups.scale.abs()
     large = int((torch.isfinite(reach) & (reach > _FLOAT16_MAX)).sum())
     if not large:
         return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from quantriage.diagnose.lint.names import BlockName, fused_by_suffix, in_blocks
+from quantriage.errors import CheckpointError
 from quantriage.formats.weight_source import WeightSource
 
 _BUFFERS = ("inv_freq", "masked_bias", "rotary_emb")  # computed on loading; files of some versions hold them
@@ -51,8 +52,14 @@ class Subject:
         return tuple(
             name.removesuffix(".weight")
             for name in self.blocks
-            if name.endswith(".weight") and len(self.shape(name)) == 2
+            if name.endswith(".weight") and self._is_matrix(name)
         )
+
+    def _is_matrix(self, name: str) -> bool:
+        try:
+            return len(self.shape(name)) == 2
+        except CheckpointError:  # its parts contradict the config: a finding of its own
+            return True
 
     @cached_property
     def fused_groups(self) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ _MOST_GROUPS = 512  # tried one by one on sampled rows
 
 
 def groups_shifted(pair: Pair) -> LintFinding | None:
-    """Scales and zero points one or a few groups too far along."""
+    """Scales and zero points one or a few groups too far along, in each row or over the ends of rows."""
     groups = pair.groups
     if groups is None or groups.scale.shape[1] < 2:
         return None
@@ -19,7 +19,8 @@ def groups_shifted(pair: Pair) -> LintFinding | None:
     for shift in (1, -1, 2, -2):
         if abs(shift) >= count:
             continue
-        residual = residual_of(reference, groups.values(rows, shift))
+        within, across = groups.values(rows, shift), groups.moved(shift).values(rows)
+        residual = min(residual_of(reference, within), residual_of(reference, across))
         if pair.explained(residual):
             text = (
                 f"with scales taken from {abs(shift)} group{'s' if abs(shift) > 1 else ''} "

@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 
 from quantriage.diagnose.lint.catalogue import finding
+from quantriage.diagnose.lint.grouping import even_rows
 from quantriage.diagnose.lint.pair import Pair, residual_of
 from quantriage.records.diagnosis import LintFinding
 
 _SKETCH = 32  # random directions on which rows are compared
 _MOST = 16384  # rows or columns compared all with all; a head has more and is left out
 _AGREEING = 0.8  # of the rows must find a partner of their own
+_WIDEST_HEAD = 512
+_LOOKED_AT = 64  # columns that an order is tried on first
 _MOVED = 0.02  # of them elsewhere, to be a permutation at all
 
 
@@ -27,13 +30,16 @@ def rotary(pair: Pair) -> LintFinding | None:
     """Rows of each head in pairs where the reference has halves, or the other way round."""
     rows = pair.reference.shape[0]
     reference, candidate = (t.to(torch.float32) for t in (pair.reference, pair.candidate))
-    for width in (32, 64, 80, 96, 128, 160, 192, 256, 16, 8):
-        if rows % width or pair.relative < 3 * pair.expected:
-            continue
+    if pair.relative < 3 * pair.expected:
+        return None
+    some = even_rows(reference.shape[1], _LOOKED_AT)  # columns
+    for width in head_widths(rows):
         for word, order in (
             ("pairs, the reference in halves", interleaved(rows, width)),
             ("halves, the reference in pairs", interleaved(rows, width).argsort()),
         ):
+            if residual_of(reference[:, some][order], candidate[:, some]) > pair.relative / 2:
+                continue
             residual = residual_of(reference[order], candidate)
             if pair.explained(residual):
                 text = (
@@ -58,6 +64,11 @@ def columns_permuted(pair: Pair) -> LintFinding | None:
     if found is None:
         return None
     return finding("columns-permuted", pair.module, found)
+
+
+def head_widths(rows: int) -> list[int]:
+    """Even widths of heads that `rows` may consist of; in heads of 2 both orders are one."""
+    return [width for width in range(4, min(rows, _WIDEST_HEAD) + 1, 2) if rows % width == 0]
 
 
 def interleaved(rows: int, width: int) -> Tensor:

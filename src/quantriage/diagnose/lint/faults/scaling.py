@@ -49,7 +49,7 @@ def scaled(pair: Pair) -> LintFinding | None:
 def offset_by_steps(pair: Pair) -> LintFinding | None:
     """Every weight of a group is off by the same whole number of steps: a zero point that is off."""
     groups = pair.groups
-    if groups is None:
+    if groups is None or groups.points is not None:
         return None
     rows, reference, candidate = pair.some_rows()
     scale = groups.scale[rows][:, groups.column_group]
