@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _OPTIONS = "quantriage.workflows.options"
 _PLACES = {
     "EvaluateOptions": (_OPTIONS, "EvaluateOptions"),
+    "OutliersOptions": ("quantriage.workflows.outliers_options", "OutliersOptions"),
     "PlanOptions": (_OPTIONS, "PlanOptions"),
     "QuantizeOptions": (_OPTIONS, "QuantizeOptions"),
     "QuantriageError": ("quantriage.errors", "QuantriageError"),
@@ -25,6 +26,7 @@ _PLACES = {
     "evaluate_model": ("quantriage.workflows.evaluate", "evaluate"),
     "make_plan": ("quantriage.workflows.plan", "plan"),
     "open_model": ("quantriage.workflows.opened", "open_model"),
+    "outliers": ("quantriage.workflows.outliers", "outliers"),
     "quantize": ("quantriage.workflows.quantize", "quantize"),
     "recover": ("quantriage.workflows.recover", "recover"),
     "render_report": ("quantriage.report.render", "render"),

@@ -7,6 +7,8 @@ from quantriage.workflows.options import PlanOptions as PlanOptions
 from quantriage.workflows.options import QuantizeOptions as QuantizeOptions
 from quantriage.workflows.options import RecoverOptions as RecoverOptions
 from quantriage.workflows.options import SensitivityOptions as SensitivityOptions
+from quantriage.workflows.outliers import outliers as outliers
+from quantriage.workflows.outliers_options import OutliersOptions as OutliersOptions
 from quantriage.workflows.plan import plan as make_plan
 from quantriage.workflows.quantize import quantize as quantize
 from quantriage.workflows.recover import recover as recover
@@ -15,6 +17,7 @@ from quantriage.workflows.sensitivity import sensitivity as sensitivity
 __version__: str
 __all__ = [
     "EvaluateOptions",
+    "OutliersOptions",
     "PlanOptions",
     "QuantizeOptions",
     "QuantriageError",
@@ -24,6 +27,7 @@ __all__ = [
     "evaluate_model",
     "make_plan",
     "open_model",
+    "outliers",
     "quantize",
     "recover",
     "render_report",

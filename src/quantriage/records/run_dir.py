@@ -37,6 +37,7 @@ BISECTION = "bisection.json"  # Bisection
 SPLIT = "split.json"  # Split
 CANDIDATE = "candidate.json"  # CandidateDiagnosis
 REPAIR = "repair.json"  # Repair
+OUTLIERS = "outliers.json"  # Outliers: records/outliers.py
 REPORT = "report.html"  # rendered, not a record
 
 

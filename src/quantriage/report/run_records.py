@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from quantriage.errors import QuantriageError
 from quantriage.records.diagnosis import Attribution, Bisection, CandidateDiagnosis, Lint, Repair, Split
+from quantriage.records.outliers import Outliers
 from quantriage.records.run_dir import (
     ATTRIBUTION,
     BISECTION,
@@ -20,6 +21,7 @@ from quantriage.records.run_dir import (
     LINT,
     LOCK,
     MIXES,
+    OUTLIERS,
     PLAN,
     PROOF,
     QUANTIZED,
@@ -49,6 +51,7 @@ R = TypeVar("R", bound=Record)
 _NAMES = (
     *(SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF),
     *(LINT, ATTRIBUTION, BISECTION, SPLIT, CANDIDATE, REPAIR),
+    OUTLIERS,
 )
 
 
@@ -73,6 +76,7 @@ class RunRecords:
     split: Split | None
     candidate: CandidateDiagnosis | None
     repair: Repair | None
+    outliers: Outliers | None
 
     @cached_property
     def site_by_name(self) -> dict[str, SiteInfo]:
@@ -81,9 +85,9 @@ class RunRecords:
 
     @cached_property
     def of_diagnosis(self) -> bool:
-        """Whether this run looked at somebody else's checkpoint, and so had nothing to ship or to prove."""
+        """Whether this run only looked at a model or a checkpoint, and so had nothing to ship or to prove."""
         every = (self.lint, self.attribution, self.bisection, self.split, self.candidate, self.repair)
-        return any(record is not None for record in every)
+        return any(record is not None for record in every) or self.outliers is not None
 
     @cached_property
     def names(self) -> tuple[str | None, str | None]:
@@ -131,6 +135,7 @@ def read_records(run_dir: Path) -> RunRecords:
         split=_one(run, SPLIT, Split),
         candidate=_one(run, CANDIDATE, CandidateDiagnosis),
         repair=_one(run, REPAIR, Repair),
+        outliers=_one(run, OUTLIERS, Outliers),
     )
 
 
