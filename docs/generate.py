@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import quantriage.errors
-from quantriage.cli.app import COMMANDS
+from quantriage.cli.app import COMMANDS, GROUPS
 from quantriage.cli.command import INTERRUPTED, NOT_PROVEN, UNSOUND, Command, Output
 from quantriage.cli.flags import METAVARS, Parameter, parameters
 from quantriage.errors import QuantriageError
@@ -40,25 +40,36 @@ def command_line() -> str:
         "`quantriage --version` prints the version; each command has `--help`.",
     ]
     parts += [
-        table(["command", "what it does"], ([f"[`{c.name}`](#{c.name})", c.help] for c in COMMANDS)),
+        table(["command", "what it does"], (summary_line(words, c) for words, c in commands())),
         "Every command also takes:",
         flags_table(SHARED),
         "With `--json`, stdout holds exactly one JSON document (the command's record). Progress and errors "
         "go to stderr in either case; an error that you can act on is one line, `error: ...`.",
     ]
-    for command in COMMANDS:
+    for words, command in commands():
         parts += [
-            f"## {command.name}",
+            f"## {words}",
             command.help,
-            f"```\n{usage(command)}\n```",
+            f"```\n{usage(words, command)}\n```",
             flags_table(own(command)),
         ]
     return "\n\n".join([*parts, "## Exit codes", exit_codes()]) + "\n"
 
 
-def usage(command: Command[Any]) -> str:
+def commands() -> list[tuple[str, Command[Any]]]:
+    """Every command with the words that call it, those in groups last."""
+    grouped = [(f"{name} {c.name}", c) for name, (_, members) in GROUPS.items() for c in members]
+    return [(c.name, c) for c in COMMANDS] + grouped
+
+
+def summary_line(words: str, command: Command[Any]) -> list[str]:
+    """A linked line of the table of commands."""
+    return [f"[`{words}`](#{words.replace(' ', '-')})", command.help]
+
+
+def usage(name: str, command: Command[Any]) -> str:
     """One line with the arguments and the required flags."""
-    words = ["quantriage", command.name]
+    words = ["quantriage", name]
     words += [p.flag for p in own(command) if p.positional]
     words += [f"{p.flag} {METAVARS[p.element]}" for p in own(command) if p.required and not p.positional]
     optional = any(not p.required for p in own(command))

@@ -15,7 +15,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _OPTIONS = "quantriage.workflows.options"
+_CALIBRATION = "quantriage.workflows.calibration_options"
 _PLACES = {
+    "CalibrationBuildOptions": (_CALIBRATION, "BuildOptions"),
+    "CalibrationCheckOptions": (_CALIBRATION, "CheckOptions"),
+    "CalibrationCompareOptions": (_CALIBRATION, "CompareSetsOptions"),
     "EvaluateOptions": (_OPTIONS, "EvaluateOptions"),
     "OutliersOptions": ("quantriage.workflows.outliers_options", "OutliersOptions"),
     "PlanOptions": (_OPTIONS, "PlanOptions"),
@@ -23,6 +27,9 @@ _PLACES = {
     "QuantriageError": ("quantriage.errors", "QuantriageError"),
     "RecoverOptions": (_OPTIONS, "RecoverOptions"),
     "SensitivityOptions": (_OPTIONS, "SensitivityOptions"),
+    "build_calibration": ("quantriage.workflows.calibration_build", "build"),
+    "check_calibration": ("quantriage.workflows.calibration_check", "check_set"),
+    "compare_calibration": ("quantriage.workflows.calibration_compare", "compare_sets"),
     "evaluate_model": ("quantriage.workflows.evaluate", "evaluate"),
     "make_plan": ("quantriage.workflows.plan", "plan"),
     "open_model": ("quantriage.workflows.opened", "open_model"),

@@ -1,5 +1,11 @@
 from quantriage.errors import QuantriageError as QuantriageError
 from quantriage.report.render import render as render_report
+from quantriage.workflows.calibration_build import build as build_calibration
+from quantriage.workflows.calibration_check import check_set as check_calibration
+from quantriage.workflows.calibration_compare import compare_sets as compare_calibration
+from quantriage.workflows.calibration_options import BuildOptions as CalibrationBuildOptions
+from quantriage.workflows.calibration_options import CheckOptions as CalibrationCheckOptions
+from quantriage.workflows.calibration_options import CompareSetsOptions as CalibrationCompareOptions
 from quantriage.workflows.evaluate import evaluate as evaluate_model
 from quantriage.workflows.opened import open_model as open_model
 from quantriage.workflows.options import EvaluateOptions as EvaluateOptions
@@ -16,6 +22,9 @@ from quantriage.workflows.sensitivity import sensitivity as sensitivity
 
 __version__: str
 __all__ = [
+    "CalibrationBuildOptions",
+    "CalibrationCheckOptions",
+    "CalibrationCompareOptions",
     "EvaluateOptions",
     "OutliersOptions",
     "PlanOptions",
@@ -24,6 +33,9 @@ __all__ = [
     "RecoverOptions",
     "SensitivityOptions",
     "__version__",
+    "build_calibration",
+    "check_calibration",
+    "compare_calibration",
     "evaluate_model",
     "make_plan",
     "open_model",

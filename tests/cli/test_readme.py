@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from word_model import save_model, save_text
 
 import quantriage
-from quantriage.cli.app import COMMANDS, application
+from quantriage.cli.app import COMMANDS, GROUPS, application
 from quantriage.cli.command import NOT_PROVEN
 from quantriage.records.run_dir import PROOF, SUMMARY, RunDir
 from quantriage.records.types import Proof, RunSummary
@@ -71,6 +71,8 @@ def test_the_command_line_resumes_the_same_run_and_shows_every_evaluation(ran: t
 
 def test_every_command_of_the_readme_exists() -> None:
     known = {command.name: {p.flag for p in command.parameters()} for command in COMMANDS}
+    for group, (_, members) in GROUPS.items():
+        known[group] = {p.flag for command in members for p in command.parameters()}
     lines = re.findall(r"^quantriage (\w+)(.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(lines) >= 6
     for name, rest in lines:

@@ -12,6 +12,7 @@ import typer
 import quantriage
 from quantriage.cli import (
     bisect,
+    calibration,
     compare,
     demo,
     diagnose,
@@ -42,6 +43,10 @@ COMMANDS: tuple[Command[Any], ...] = (
     report.COMMAND,
     demo.COMMAND,
 )
+GROUPS: dict[str, tuple[str, tuple[Command[Any], ...]]] = {
+    calibration.GROUP: (calibration.HELP, calibration.COMMANDS),
+}
+"""Commands under a word of their own: its help, and what comes after it."""
 
 
 def _version(wanted: bool) -> None:
@@ -71,6 +76,13 @@ def application() -> typer.Typer:
     app.callback()(_root)
     for command in COMMANDS:
         register(app, command)
+    for name, (text, commands) in GROUPS.items():
+        group = typer.Typer(
+            name=name, help=text, rich_markup_mode=None, add_completion=False, no_args_is_help=True
+        )
+        for command in commands:
+            register(group, command)
+        app.add_typer(group)
     return app
 
 

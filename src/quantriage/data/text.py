@@ -71,12 +71,12 @@ def _rows(path: Path, text: str, tokenizer: "PreTrainedTokenizerBase | None") ->
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON ({error}); expected one object a line") from error
-        documents.append(_document(where, row, tokenizer))
+        documents.append(row_text(where, row, tokenizer))
     return tuple(documents)
 
 
-def _document(where: str, row: object, tokenizer: "PreTrainedTokenizerBase | None") -> str:
-    """The text of one row."""
+def row_text(where: str, row: object, tokenizer: "PreTrainedTokenizerBase | None") -> str:
+    """The text of one row of a file or of a hub data set; `where` names it in errors. Raises DataError."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}, expected an object with 'text' or 'messages'")
     text, messages = row.get("text"), row.get("messages")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantriage.data.build_file import TOKEN_FILE, read_windows
 from quantriage.data.text import load_text
 from quantriage.data.token_set import Role, TokenSet
 from quantriage.errors import DataError
@@ -44,7 +45,11 @@ def build_tokens(
     Each window of `length` tokens starts with the special tokens that the tokenizer puts before a text by
     default (a BOS, or nothing). The same arguments give the same tokens. Raises DataError if a text is too
     short.
+
+    A token file that `calibration build` wrote takes the place of text: its first windows, cut at `length`.
     """
+    if any(path.suffix == TOKEN_FILE for path in paths):
+        return read_windows(paths, tokenizer, sequences, length)
     prefix = leading_tokens(tokenizer)
     body = length - len(prefix)
     _check_request(len(paths), sequences, length, len(prefix), role)
@@ -53,11 +58,11 @@ def build_tokens(
     for number, (path, share) in enumerate(zip(paths, shares, strict=True)):
         text = load_text(path, tokenizer)
         if role == "evaluation":
-            ids = _tokenise(tokenizer, text, enough=share * body)
+            ids = tokenise(tokenizer, text, enough=share * body)
             starts = np.arange(share, dtype=np.int64) * body
         else:
-            ids = _tokenise(tokenizer, _thin(text, share * body))
-            starts = _random_starts(len(ids), share, body, np.random.default_rng([seed, number]))
+            ids = tokenise(tokenizer, thin(text, share * body))
+            starts = random_starts(len(ids), share, body, np.random.default_rng([seed, number]))
         if len(ids) < share * body:
             raise _too_short(path, len(ids), share, body, length)
         per_file.append(ids[starts[:, None] + np.arange(body)])  # [share, body]
@@ -102,7 +107,7 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, used: Sequ
             )
 
 
-def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str, enough: int | None = None) -> Ids:
+def tokenise(tokenizer: "PreTrainedTokenizerBase", text: str, enough: int | None = None) -> Ids:
     """Ids of `text` without special tokens, at least `enough` of them if the text has so many.
 
     The text is cut into pieces, so that time is spent on no more than needed and a long
@@ -135,7 +140,7 @@ def _pieces(text: str) -> list[str]:
     return pieces
 
 
-def _thin(text: str, tokens: int) -> str:
+def thin(text: str, tokens: int) -> str:
     """`text`, or evenly spaced stretches of it if it is far longer than `tokens` need."""
     most = max(_LEAST_SPREAD, tokens * _SPREAD)
     pieces = _pieces(text) if len(text) > most else [text]
@@ -144,7 +149,7 @@ def _thin(text: str, tokens: int) -> str:
     return "".join(pieces[i * total // keep] for i in range(keep))
 
 
-def _random_starts(count: int, windows: int, width: int, generator: np.random.Generator) -> Ids:
+def random_starts(count: int, windows: int, width: int, generator: np.random.Generator) -> Ids:
     """Starts of `windows` windows that do not overlap, uniform over all placements, in random order.
 
     Choosing sorted gaps with repetition and adding i * width is a bijection with the placements when the

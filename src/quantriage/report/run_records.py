@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantriage.errors import QuantriageError
+from quantriage.records.calibration import (
+    CHECK,
+    MATRIX,
+    SET,
+    CalibrationCheck,
+    CalibrationMatrix,
+    CalibrationSet,
+)
 from quantriage.records.diagnosis import Attribution, Bisection, CandidateDiagnosis, Lint, Repair, Split
 from quantriage.records.outliers import Outliers
 from quantriage.records.run_dir import (
@@ -51,6 +59,7 @@ R = TypeVar("R", bound=Record)
 _NAMES = (
     *(SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF),
     *(LINT, ATTRIBUTION, BISECTION, SPLIT, CANDIDATE, REPAIR),
+    *(SET, MATRIX, CHECK),
     OUTLIERS,
 )
 
@@ -76,6 +85,9 @@ class RunRecords:
     split: Split | None
     candidate: CandidateDiagnosis | None
     repair: Repair | None
+    calibration_set: CalibrationSet | None
+    calibration_matrix: CalibrationMatrix | None
+    calibration_check: CalibrationCheck | None
     outliers: Outliers | None
 
     @cached_property
@@ -135,6 +147,9 @@ def read_records(run_dir: Path) -> RunRecords:
         split=_one(run, SPLIT, Split),
         candidate=_one(run, CANDIDATE, CandidateDiagnosis),
         repair=_one(run, REPAIR, Repair),
+        calibration_set=_one(run, SET, CalibrationSet),
+        calibration_matrix=_one(run, MATRIX, CalibrationMatrix),
+        calibration_check=_one(run, CHECK, CalibrationCheck),
         outliers=_one(run, OUTLIERS, Outliers),
     )
 

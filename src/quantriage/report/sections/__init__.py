@@ -10,6 +10,8 @@ from quantriage.report.section import Section
 from quantriage.report.sections import (
     attribution,
     bisection,
+    calibration,
+    calibration_coverage,
     candidate,
     differences,
     layers,
@@ -35,6 +37,8 @@ SECTIONS: dict[str, Callable[[RunRecords], Section | None]] = {
     "bisection": bisection.build,
     "split": split.build,
     "repair": repair.build,
+    "calibration": calibration.build,
+    "calibration-coverage": calibration_coverage.build,
     "metrics": metrics.build,
     "layers": layers.build,
     "tradeoff": tradeoff.build,
