@@ -16,14 +16,14 @@ from quantriage.checkpoint.location import resolve
 from quantriage.checkpoint.safetensors_source import open_safetensors
 from quantriage.checkpoint.strict_json import read_object
 from quantriage.errors import CheckpointError
+from quantriage.formats.config_counts import refuse_endless
 from quantriage.formats.dense import DenseWeights, majority_dtype
 from quantriage.formats.gguf import open_gguf_weights
 from quantriage.formats.readers import READERS
+from quantriage.formats.stored_settings import CONFIG_NAME, StoredSettings, stored_settings
 from quantriage.formats.tokenizers import Tokenizer, carried_by_folder, carried_by_tokenizer, load_tokenizer
 from quantriage.formats.weight_source import WeightSource
 from quantriage.records.digest import combined_digest, file_digest
-
-CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
@@ -94,36 +94,34 @@ def _open_folder(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{folder}: no {CONFIG_NAME} beside the weights")
-    quantization = _quantization(folder)
+    stored = stored_settings(folder, source.entries.keys())
     weights: WeightSource
-    if quantization is None:
+    if stored is None:
         kind, weights = "dense", DenseWeights(source)
     else:
-        kind = str(quantization["quant_method"])
-        weights = READERS[kind](source, quantization, str(folder / CONFIG_NAME))
+        kind = _method(stored)
+        weights = READERS[kind](source, stored.settings, str(stored.path))
+    refuse_endless(read_object(folder / CONFIG_NAME), len(source.entries), str(folder / CONFIG_NAME))
     config = _load_config(folder)
     return Checkpoint(path, kind, config, weights, majority_dtype(source), source.file_bytes, source.digest)
 
 
-def _quantization(folder: Path) -> dict[str, object] | None:
-    """The checkpoint's quantization_config, None if it is dense; methods that have no reader are refused."""
-    stored = read_object(folder / CONFIG_NAME).get("quantization_config")
-    if stored is None:
-        return None
-    method = stored.get("quant_method") if isinstance(stored, dict) else None
-    if not isinstance(stored, dict) or method not in READERS:
+def _method(stored: StoredSettings) -> str:
+    """The quantization method; methods that have no reader are refused."""
+    method = stored.settings.get("quant_method")
+    if not isinstance(method, str) or method not in READERS:
         raise CheckpointError(
-            f"{folder / CONFIG_NAME}: quantization method {method!r} is not read yet; dense, GGUF, "
+            f"{stored.path}: quantization method {method!r} is not read yet; dense, GGUF, "
             f"{', '.join(READERS)} are"
         )
-    return stored
+    return method
 
 
 def _load_config(folder: Path) -> PretrainedConfig:
     """The text model's config, without its quantization, which the weights have absorbed."""
     try:
         whole = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a config class may raise anything at a stranger's values
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder / CONFIG_NAME}: transformers cannot read it ({reason})") from error
     config: PretrainedConfig = whole.get_text_config()

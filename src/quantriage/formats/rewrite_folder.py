@@ -21,8 +21,9 @@ from quantriage.checkpoint.safetensors_source import INDEX_NAME, SafetensorsSour
 from quantriage.checkpoint.shard_rewrite import rewrite_shard
 from quantriage.checkpoint.strict_json import read_object
 from quantriage.errors import CheckpointError
-from quantriage.formats.checkpoint import CONFIG_NAME, Checkpoint
+from quantriage.formats.checkpoint import Checkpoint
 from quantriage.formats.rewrite import DENSE, Replacement, Rounding, Way, cast_exactly, rounded_in_order
+from quantriage.formats.stored_settings import CONFIG_NAME, KEY, StoredSettings, stored_settings
 from quantriage.formats.weight_source import WeightSource
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
@@ -91,9 +92,12 @@ class FolderRewriter:
         stored = self.weights.stored(module) if module != name else None
         if stored is None or self.codec is None:
             return ()
+        stands = self._stored()
+        if not self._says(stands):
+            return ()
         dense = Way(DENSE, prod(stored.shape) * self.dtype.itemsize)
         ways = [*self.codec.raised(module, menu)]
-        if self.codec.settings(self._settings(), {module: dense}) is not None:
+        if self.codec.settings(stands.settings, {module: dense}) is not None:
             ways.append(dense)
         return tuple(way for way in ways if way.nbytes > stored.nbytes)
 
@@ -147,10 +151,14 @@ class FolderRewriter:
                 _amend_index(folder / INDEX_NAME, tensors, removed, shard_of)
         return out
 
-    def _settings(self) -> Settings:
-        found = read_object(self.folder / CONFIG_NAME).get("quantization_config")
-        assert isinstance(found, dict)
+    def _stored(self) -> StoredSettings:
+        found = stored_settings(self.folder, self.source.entries.keys())
+        assert found is not None
         return found
+
+    def _says(self, stored: StoredSettings) -> bool:
+        """Whether a file holds the settings; else none could say that a module is stored in another way."""
+        return stored.path.name != CONFIG_NAME or KEY in read_object(stored.path)
 
     def _parts(self, module: str) -> set[str]:
         """Names of all that is stored for a module's weight: a linear layer has nothing else but its bias."""
@@ -187,8 +195,9 @@ class FolderRewriter:
     def _amend_configs(self, folder: Path, changed: Mapping[str, Way]) -> None:
         assert self.codec is not None
         whole = read_object(self.folder / CONFIG_NAME)
-        whole["quantization_config"] = self._amended(self._settings(), changed)
-        _write_json(folder / CONFIG_NAME, whole)
+        if KEY in whole:
+            whole[KEY] = self._amended(self._stored().settings, changed)
+            _write_json(folder / CONFIG_NAME, whole)
         for name in SIDE_CONFIGS:
             if (self.folder / name).is_file():
                 _write_json(folder / name, self._amended(read_object(self.folder / name), changed))

@@ -15,7 +15,8 @@ from torch import Tensor
 from quantriage.checkpoint.shard_writer import ShardWriter
 from quantriage.errors import BudgetError
 from quantriage.formats import compressed_config, compressed_tensors
-from quantriage.formats.checkpoint import CONFIG_NAME, Checkpoint
+from quantriage.formats.checkpoint import Checkpoint
+from quantriage.formats.stored_settings import CONFIG_NAME
 from quantriage.model.causal import CausalModel
 from quantriage.model.site import ModelMap
 from quantriage.numerics.quantized import QuantizedTensor

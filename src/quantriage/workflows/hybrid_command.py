@@ -16,7 +16,7 @@ from quantriage.checkpoint.shard_writer import ShardWriter
 from quantriage.diagnose.bisect import Taken
 from quantriage.diagnose.hybrid import Pair, Unit
 from quantriage.errors import QuantriageError, UsageError
-from quantriage.formats.checkpoint import CONFIG_NAME
+from quantriage.formats.stored_settings import CONFIG_NAME
 from quantriage.model.causal import CausalModel
 from quantriage.records.storage import writing
 

@@ -20,8 +20,9 @@ from quantriage.diagnose.lint.structure import expected_parameters
 from quantriage.diagnose.lint.subject import Subject
 from quantriage.diagnose.lint.tokenizers import check_tokenizers
 from quantriage.errors import ArchitectureError, CheckpointError
-from quantriage.formats.checkpoint import CONFIG_NAME, Checkpoint, open_checkpoint
+from quantriage.formats.checkpoint import Checkpoint, open_checkpoint
 from quantriage.formats.readers import READERS
+from quantriage.formats.stored_settings import CONFIG_NAME, stored_settings
 from quantriage.model.causal import CausalModel
 from quantriage.model.discover import discover
 from quantriage.records.diagnosis import ConfigDifference, Lint, LintFinding
@@ -84,15 +85,15 @@ def _record(
 
 
 def _subject(checkpoint: Checkpoint) -> Subject:
-    config = checkpoint.folder / CONFIG_NAME
-    stored = (
-        read_object(config).get("quantization_config") if checkpoint.kind not in ("gguf", "dense") else None
-    )
+    stored = None
+    if checkpoint.kind not in ("gguf", "dense"):
+        names = open_safetensors(checkpoint.path).entries.keys()
+        stored = stored_settings(checkpoint.folder, names)
     return Subject(
         checkpoint.weights,
         checkpoint.kind,
         checkpoint.config.to_dict(),
-        stored if isinstance(stored, dict) else {},
+        stored.settings if stored is not None else {},
         _fused(checkpoint),
     )
 
