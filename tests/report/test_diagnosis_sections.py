@@ -74,8 +74,16 @@ def test_every_picture_has_a_caption(tmp_path: Path) -> None:
 
 def test_a_diagnosis_beside_a_recovery_shows_both(tmp_path: Path) -> None:
     write_diagnosis(write_run(tmp_path, Shape(blocks=3)), Shape(blocks=3))
-    recovery = {"verdict", "metrics", "layers", "tradeoff", "sensitivity"}
-    recovery |= {"text-errors", "rounding", "reproduce"}
+    recovery = {
+        "verdict",
+        "metrics",
+        "layers",
+        "tradeoff",
+        "sensitivity",
+        "text-errors",
+        "rounding",
+        "reproduce",
+    }
     assert rendered(tmp_path).sections == [name for name in SECTIONS if name in {*DIAGNOSIS, *recovery}]
 
 
@@ -432,6 +440,26 @@ def test_a_gain_is_claimed_only_where_intervals_part(tmp_path: Path, after: Inte
     assert words in page.text
     assert "1 rounded again in the same scheme and 1 moved to another scheme" in page.text
     assert "w4a-g64 → w8a-g64" in page.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.02, -0.004, "window by window the change is −0.0120 (−0.0200 to −0.00400), so the gain is no"),
+        (-0.03, 0.006, "(−0.0300 to +0.00600), so a gain is not shown"),
+        (0.004, 0.02, "the repair made it worse; window by window the change is"),
+    ],
+)
+def test_the_paired_difference_decides_where_intervals_overlap(
+    tmp_path: Path, low: float, high: float, words: str
+) -> None:
+    RunDir(tmp_path).write(REPAIR, repair_of(Shape(blocks=3)))
+    content = json.loads((tmp_path / REPAIR).read_text())
+    content["kl_before"] = {"value": 0.1, "low": 0.05, "high": 0.15}
+    content["kl_after"] = {"value": 0.1 + (low + high) / 2, "low": 0.04, "high": 0.16}
+    content["difference"] = {"value": (low + high) / 2, "low": low, "high": high}
+    (tmp_path / REPAIR).write_text(json.dumps(content))
+    assert words in rendered(tmp_path).text
 
 
 def test_experts_share_a_cell_that_shows_the_worst(tmp_path: Path) -> None:

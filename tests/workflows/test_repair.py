@@ -28,12 +28,24 @@ from quantriage.formats.gptq import GptqLayout
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.diagnosis import Repair
-from quantriage.records.run_dir import ATTRIBUTION, LOCK, REPAIR, REPORT, RunDir
+from quantriage.records.run_dir import (
+    ATTRIBUTION,
+    CANDIDATE,
+    LOCK,
+    REPAIR,
+    REPAIR_LOCK,
+    REPAIR_SUMMARY,
+    REPORT,
+    SUMMARY,
+    RunDir,
+)
+from quantriage.records.types import Lock, RunSummary
 from quantriage.stream.compute import exact
+from quantriage.workflows.diagnose import diagnose
 from quantriage.workflows.export import export
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import open_model
-from quantriage.workflows.options import RepairOptions
+from quantriage.workflows.options import DiagnoseOptions, RepairOptions
 from quantriage.workflows.repair import repair
 
 Damage = dict[str, Callable[[QuantizedTensor], QuantizedTensor]]
@@ -84,6 +96,28 @@ def test_damaged_weight_comes_back_in_its_own_scheme(place: Place, tmp_path: Pat
     assert run.read(REPAIR, Repair) == found
     assert all(run.has(name) for name in (ATTRIBUTION, LOCK, REPORT))
     check_loaded(tmp_path / "out")
+
+
+def test_a_diagnosis_keeps_its_lock_and_summary(place: Place, tmp_path: Path) -> None:
+    made = packed(place, tmp_path / "made", {DOWN: zeroed})
+    run = RunDir(tmp_path / "run")
+    sizes = {"sequences": 4, "length": 32, "budget": 5.0, "run": run.path}
+    diagnose(
+        DiagnoseOptions(reference=str(place.model), candidate=str(made), text=(place.held_out,), **sizes)
+    )
+    names = (LOCK, SUMMARY, ATTRIBUTION, CANDIDATE)
+    before = [run.file(name).read_bytes() for name in names]
+    found = repair(options(place, made, tmp_path / "out", extra_bpw=0.0, run=run.path))
+    assert [unit.unit for unit in found.units] == [DOWN]
+    assert [run.file(name).read_bytes() for name in names] == before
+    assert run.read(REPAIR, Repair) == found
+    assert run.read(REPAIR_LOCK, Lock).command == "repair"
+    assert run.read(REPAIR_SUMMARY, RunSummary).stages
+    page = run.file(REPORT).read_text()
+    assert all(f'id="{section}"' in page for section in ("candidate", "repair"))
+    healthy = packed(place, tmp_path / "healthy", {})
+    with pytest.raises(UsageError, match="attribution of another candidate"):
+        repair(options(place, healthy, tmp_path / "other", run=run.path))
 
 
 def check_loaded(folder: Path) -> None:

@@ -37,7 +37,12 @@ BISECTION = "bisection.json"  # Bisection
 SPLIT = "split.json"  # Split
 CANDIDATE = "candidate.json"  # CandidateDiagnosis
 REPAIR = "repair.json"  # Repair
+REPAIR_LOCK = "repair-lock.json"  # Lock of a repair whose folder has another command's
+REPAIR_SUMMARY = "repair-summary.json"  # RunSummary, likewise
 OUTLIERS = "outliers.json"  # Outliers: records/outliers.py
+SWEEP = "sweep.json"  # SweepRun
+BENCH = "bench.json"  # Bench: records/bench.py
+ADVICE = "advice.json"  # Advice: records/advice.py
 REPORT = "report.html"  # rendered, not a record
 
 

@@ -22,7 +22,15 @@ from quantriage.formats.rewriters import rewriter_of
 from quantriage.plan.targets import target_named
 from quantriage.records.diagnosis import Attribution, Repair
 from quantriage.records.lock import make_lock
-from quantriage.records.run_dir import ATTRIBUTION, LOCK, REPAIR, SUMMARY, RunDir
+from quantriage.records.run_dir import (
+    ATTRIBUTION,
+    LOCK,
+    REPAIR,
+    REPAIR_LOCK,
+    REPAIR_SUMMARY,
+    SUMMARY,
+    RunDir,
+)
 from quantriage.records.types import Lock, RunSummary
 from quantriage.report.render import render
 from quantriage.stream.compute import exact
@@ -36,6 +44,7 @@ from quantriage.workflows.prove import sequence_kl
 from quantriage.workflows.repair_choice import Chosen, Limits, check_names, choose_repairs, culprits_of
 from quantriage.workflows.stages import StageClock
 
+COMMAND = "repair"
 SPILL = "spill"
 _LOOKED_AT = 16  # windows of the calibration text for the attribution
 
@@ -117,8 +126,8 @@ def _attribution(subjects: _Subjects) -> Attribution:
     """The run folder's, if it is of this candidate; else made within the time budget and kept there."""
     options, run = subjects.options, RunDir(subjects.options.run_folder)
     if run.has(ATTRIBUTION):
-        lock = run.read(LOCK, Lock) if run.has(LOCK) else None
-        digest = lock.settings.get("candidate_digest") if lock is not None else None
+        locks = (run.read(name, Lock) for name in (LOCK, REPAIR_LOCK) if run.has(name))
+        digest = next((d for lock in locks if (d := lock.settings.get("candidate_digest"))), None)
         if digest not in (None, subjects.candidate.checkpoint.digest()):
             raise UsageError(
                 f"{run.path}: holds the attribution of another candidate; give another --run, or --units"
@@ -187,10 +196,11 @@ def _write_records(subjects: _Subjects, record: Repair, clock: StageClock) -> No
     options, reference = subjects.options, subjects.reference
     run = RunDir(options.run_folder)
     run.write(REPAIR, record)
+    lock_name, summary_name = _places(run)
     run.write(
-        LOCK,
+        lock_name,
         make_lock(
-            command="repair",
+            command=COMMAND,
             model_source=reference.source,
             model_digest=reference.checkpoint.digest(),
             data=[
@@ -209,7 +219,7 @@ def _write_records(subjects: _Subjects, record: Repair, clock: StageClock) -> No
         ),
     )
     run.write(
-        SUMMARY,
+        summary_name,
         RunSummary(
             title=f"Repair of {subjects.candidate.label}",
             model=options.reference,
@@ -221,3 +231,9 @@ def _write_records(subjects: _Subjects, record: Repair, clock: StageClock) -> No
         ),
     )
     render(options.run_folder)
+
+
+def _places(run: RunDir) -> tuple[str, str]:
+    """Where lock and summary go: a folder of another command keeps those that its records came about by."""
+    others = run.has(LOCK) and run.read(LOCK, Lock).command != COMMAND
+    return (REPAIR_LOCK, REPAIR_SUMMARY) if others else (LOCK, SUMMARY)

@@ -8,7 +8,7 @@ from quantriage.report.chart import ACCENT, MUTED, SERIES, Chart, Figure, Trace,
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
 from quantriage.report.tile import Tile
-from quantriage.report.wording import number, percent, plural, size, span, tooltip
+from quantriage.report.wording import number, percent, plural, signed, size, span, tooltip
 
 _ROWS = 200
 
@@ -52,18 +52,37 @@ def build(records: RunRecords) -> Section | None:
 
 
 def gain(found: Repair) -> str:
-    """KL before and after in one sentence, and whether the intervals prove the change."""
+    """KL before and after in one sentence, and whether the change is shown."""
     before, after = found.kl_before, found.kl_after
     text = f"KL {number(before.value)} before, {number(after.value)} after"
-    apart = after.high < before.low or before.high < after.low
-    if not apart:
-        return f"{text}; the intervals overlap, so a gain is not shown."
-    if after.value > before.value:
-        return f"{text}: the repair made it worse, and the intervals do not overlap."
-    return (
-        f"{text}, {percent(1 - after.value / before.value)} less for {_bytes(found)}; "
-        "the intervals do not overlap, so the gain is no accident of the text."
-    )
+    shown = _shown(found)
+    if shown == 0:
+        return f"{text}; {_between(found)}, so a gain is not shown."
+    if shown > 0:
+        return f"{text}: the repair made it worse; {_between(found)}."
+    share = f", {percent(1 - after.value / before.value)} less" if before.value > 0 else ""
+    return f"{text}{share} for {_bytes(found)}; {_between(found)}, so the gain is no accident of the text."
+
+
+def _shown(found: Repair) -> int:
+    """-1 for a gain beyond doubt, 1 for a loss beyond doubt, 0 for neither.
+
+    Both files are measured on the same windows, so the interval of the paired difference decides: the two
+    intervals overlap wherever windows differ more from each other than the repair changes any of them.
+    """
+    change = found.difference
+    if change is not None:
+        return -1 if change.high < 0 else 1 if change.low > 0 else 0
+    before, after = found.kl_before, found.kl_after
+    return -1 if after.high < before.low else 1 if before.high < after.low else 0
+
+
+def _between(found: Repair) -> str:
+    change = found.difference
+    if change is None:
+        return "the intervals do not overlap" if _shown(found) else "the intervals overlap"
+    where = f"{signed(change.low)} to {signed(change.high)}"
+    return f"window by window the change is {signed(change.value)} ({where})"
 
 
 def _bytes(found: Repair) -> str:
