@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 _OPTIONS = "quantriage.workflows.options"
 _CALIBRATION = "quantriage.workflows.calibration_options"
 _PLACES = {
+    "AdviseOptions": ("quantriage.workflows.advise_options", "AdviseOptions"),
+    "BenchOptions": ("quantriage.workflows.bench_options", "BenchOptions"),
     "CalibrationBuildOptions": (_CALIBRATION, "BuildOptions"),
     "CalibrationCheckOptions": (_CALIBRATION, "CheckOptions"),
     "CalibrationCompareOptions": (_CALIBRATION, "CompareSetsOptions"),
@@ -30,6 +32,8 @@ _PLACES = {
     "build_calibration": ("quantriage.workflows.calibration_build", "build"),
     "check_calibration": ("quantriage.workflows.calibration_check", "check_set"),
     "compare_calibration": ("quantriage.workflows.calibration_compare", "compare_sets"),
+    "advise": ("quantriage.workflows.advise", "advise"),
+    "bench": ("quantriage.workflows.bench", "bench"),
     "evaluate_model": ("quantriage.workflows.evaluate", "evaluate"),
     "make_plan": ("quantriage.workflows.plan", "plan"),
     "open_model": ("quantriage.workflows.opened", "open_model"),

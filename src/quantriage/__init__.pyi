@@ -6,6 +6,10 @@ from quantriage.workflows.calibration_compare import compare_sets as compare_cal
 from quantriage.workflows.calibration_options import BuildOptions as CalibrationBuildOptions
 from quantriage.workflows.calibration_options import CheckOptions as CalibrationCheckOptions
 from quantriage.workflows.calibration_options import CompareSetsOptions as CalibrationCompareOptions
+from quantriage.workflows.advise import advise as advise
+from quantriage.workflows.advise_options import AdviseOptions as AdviseOptions
+from quantriage.workflows.bench import bench as bench
+from quantriage.workflows.bench_options import BenchOptions as BenchOptions
 from quantriage.workflows.evaluate import evaluate as evaluate_model
 from quantriage.workflows.opened import open_model as open_model
 from quantriage.workflows.options import EvaluateOptions as EvaluateOptions
@@ -22,6 +26,8 @@ from quantriage.workflows.sensitivity import sensitivity as sensitivity
 
 __version__: str
 __all__ = [
+    "AdviseOptions",
+    "BenchOptions",
     "CalibrationBuildOptions",
     "CalibrationCheckOptions",
     "CalibrationCompareOptions",
@@ -36,6 +42,8 @@ __all__ = [
     "build_calibration",
     "check_calibration",
     "compare_calibration",
+    "advise",
+    "bench",
     "evaluate_model",
     "make_plan",
     "open_model",

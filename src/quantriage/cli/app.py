@@ -11,6 +11,8 @@ import typer
 
 import quantriage
 from quantriage.cli import (
+    advise,
+    bench,
     bisect,
     calibration,
     compare,
@@ -40,6 +42,8 @@ COMMANDS: tuple[Command[Any], ...] = (
     diagnose.COMMAND,
     bisect.COMMAND,
     repair.COMMAND,
+    bench.COMMAND,
+    advise.COMMAND,
     report.COMMAND,
     demo.COMMAND,
 )

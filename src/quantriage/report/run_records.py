@@ -18,10 +18,14 @@ from quantriage.records.calibration import (
     CalibrationMatrix,
     CalibrationSet,
 )
+from quantriage.records.advice import Advice
+from quantriage.records.bench import Bench
 from quantriage.records.diagnosis import Attribution, Bisection, CandidateDiagnosis, Lint, Repair, Split
 from quantriage.records.outliers import Outliers
 from quantriage.records.run_dir import (
+    ADVICE,
     ATTRIBUTION,
+    BENCH,
     BISECTION,
     CANDIDATE,
     CORRELATIONS,
@@ -59,6 +63,7 @@ R = TypeVar("R", bound=Record)
 _NAMES = (
     *(SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF),
     *(LINT, ATTRIBUTION, BISECTION, SPLIT, CANDIDATE, REPAIR),
+    *(BENCH, ADVICE),
     *(SET, MATRIX, CHECK),
     OUTLIERS,
 )
@@ -85,6 +90,8 @@ class RunRecords:
     split: Split | None
     candidate: CandidateDiagnosis | None
     repair: Repair | None
+    bench: Bench | None
+    advice: Advice | None
     calibration_set: CalibrationSet | None
     calibration_matrix: CalibrationMatrix | None
     calibration_check: CalibrationCheck | None
@@ -99,7 +106,8 @@ class RunRecords:
     def of_diagnosis(self) -> bool:
         """Whether this run only looked at a model or a checkpoint, and so had nothing to ship or to prove."""
         every = (self.lint, self.attribution, self.bisection, self.split, self.candidate, self.repair)
-        return any(record is not None for record in every) or self.outliers is not None
+        laboratory = (self.outliers, self.bench, self.advice)
+        return any(record is not None for record in (*every, *laboratory))
 
     @cached_property
     def names(self) -> tuple[str | None, str | None]:
@@ -147,6 +155,8 @@ def read_records(run_dir: Path) -> RunRecords:
         split=_one(run, SPLIT, Split),
         candidate=_one(run, CANDIDATE, CandidateDiagnosis),
         repair=_one(run, REPAIR, Repair),
+        bench=_one(run, BENCH, Bench),
+        advice=_one(run, ADVICE, Advice),
         calibration_set=_one(run, SET, CalibrationSet),
         calibration_matrix=_one(run, MATRIX, CalibrationMatrix),
         calibration_check=_one(run, CHECK, CalibrationCheck),

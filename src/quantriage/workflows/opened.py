@@ -45,7 +45,7 @@ class OpenedModel:
     def hardware(self) -> Hardware:
         """The machine and the dtype choice, for a lock."""
         return Hardware(
-            cpu=_cpu_name(),
+            cpu=cpu_name(),
             cores=psutil.cpu_count(logical=True) or 1,
             memory_bytes=psutil.virtual_memory().total,
             device=str(self.compute.device),
@@ -71,7 +71,8 @@ def started_dtype(ledger: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as its system names it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
 from quantriage.report.sections import (
+    advice,
     attribution,
+    bench,
     bisection,
     calibration,
     calibration_coverage,
@@ -39,6 +41,8 @@ SECTIONS: dict[str, Callable[[RunRecords], Section | None]] = {
     "repair": repair.build,
     "calibration": calibration.build,
     "calibration-coverage": calibration_coverage.build,
+    "bench": bench.build,
+    "advice": advice.build,
     "metrics": metrics.build,
     "layers": layers.build,
     "tradeoff": tradeoff.build,
