@@ -68,6 +68,16 @@ def test_the_tail_is_the_share_beyond_each_edge(tmp_path: Path) -> None:
     assert gaussian["y"][0] == pytest.approx(math.erfc(0.25 / math.sqrt(2)))
 
 
+def test_the_profile_draws_every_input_and_of_experts_the_worst(tmp_path: Path) -> None:
+    record = outliers_of(Shape(blocks=2, experts=8))
+    large = msgspec.structs.replace(record.inputs[-1], ratio=32_630.0)
+    RunDir(tmp_path).write(OUTLIERS, msgspec.structs.replace(record, inputs=(*record.inputs[:-1], large)))
+    curves = rendered(tmp_path).charts["outlier-profile"][1]["data"]
+    drawn = {(curve["name"], x): y for curve in curves for x, y in zip(curve["x"], curve["y"], strict=True)}  # type: ignore[attr-defined]
+    assert max(drawn.values()) == 32_630.0
+    assert len(drawn) == 2 * len(curves) == 2 * 7  # type: ignore[arg-type]
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     write_outliers(tmp_path, Shape(blocks=2))
     path = tmp_path / OUTLIERS

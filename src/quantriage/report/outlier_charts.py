@@ -31,6 +31,7 @@ from quantriage.report.chart import (
     log_axis,
     round_ticks,
 )
+from quantriage.report.site_names import column_of, short_columns
 from quantriage.report.wording import chart_text, median, number, percent, tooltip
 
 _DASHES = ("solid", "dash", "dot")
@@ -122,26 +123,27 @@ def weight_profile(weights: Sequence[WeightOutliers]) -> Figure:
     xs = [float(block) for block in blocks]
     tips = [tooltip([w.site, f"range ratio {number(w.range_ratio)}"]) for w in worst]
     curves = [
-        _marked(xs, [w.range_ratio for w in worst], "largest of the block", tips, 0),
-        _marked(xs, middle, "median of the block", _at_blocks(blocks, middle), 1),
+        _marked(xs, [w.range_ratio for w in worst], "largest", tips, 0),
+        _marked(xs, middle, "median", _at_blocks(blocks, middle), 1),
     ]
     values = [*(w.range_ratio for w in worst), *middle, RANGE_WARNING]
     return _profile(curves, "range over range within 3 sigma", values, RANGE_WARNING, "warning")
 
 
-def input_profile(inputs: Sequence[InputOutliers], names: dict[str, str]) -> Figure:
-    """Maximum over mean magnitude of each kind of input, block by block. `names`: a module's short name."""
+def input_profile(inputs: Sequence[InputOutliers]) -> Figure:
+    """Maximum over mean magnitude of each kind of input, block by block; of a block's experts the worst."""
+    columns: dict[str, dict[int, InputOutliers]] = {}
+    for one in inputs:
+        found = columns.setdefault(column_of(one), {})
+        if one.block not in found or one.ratio > found[one.block].ratio:
+            found[one.block] = one
+    shorts = short_columns(columns)
     curves = []
-    for index, module in enumerate(dict.fromkeys(i.module for i in inputs)):
-        found: dict[int, InputOutliers] = {}
-        for one in inputs:  # the experts of a block share a point: the worst of them
-            if one.module == module and one.ratio > found.get(one.block, one).ratio - 1e-12:
-                found[one.block] = one
+    for index, (column, found) in enumerate(columns.items()):
         kept = [found[block] for block in sorted(found) if found[block].ratio > 0]
         tips = [tooltip([f"input of {i.name}", f"maximum over mean {number(i.ratio)}"]) for i in kept]
-        curves.append(
-            _marked([float(i.block) for i in kept], [i.ratio for i in kept], names[module], tips, index)
-        )
+        xs, ys = [float(i.block) for i in kept], [i.ratio for i in kept]
+        curves.append(_marked(xs, ys, shorts[column], tips, index))
     values = [*(i.ratio for i in inputs if i.ratio > 0), MASSIVE]
     return _profile(curves, "maximum over mean magnitude", values, MASSIVE, "alert")
 

@@ -1,5 +1,6 @@
 """What outlier channels and massive activations call for; two faults that one maximum does not tell apart."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ from quantriage.diagnose.outliers.weight_conclusion import joined
 from quantriage.records.outliers import PERSISTENT, InputOutliers, OutlierChannel, OutlierConclusion
 
 _HALF = 0.5
+_EXPERT = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def of_channels(inputs: Sequence[InputOutliers]) -> OutlierConclusion:
@@ -26,7 +28,7 @@ def of_channels(inputs: Sequence[InputOutliers]) -> OutlierConclusion:
     worst = flagged[0]
     shown = _lasting(worst)[:3]
     names = ", ".join(f"{c.index} (at {c.persistence:.0%} of tokens)" for c in shown)
-    kinds = Counter(i.module for i in flagged).most_common()
+    kinds = Counter(_EXPERT.sub("*", i.module) for i in flagged).most_common()
     listed = ", ".join(f"{count} of {module}" for module, count in kinds[:3])
     return OutlierConclusion(
         code="outlier-channels",

@@ -15,13 +15,11 @@ def of_weights(weights: Sequence[WeightOutliers]) -> OutlierConclusion:
     ranked = sorted(weights, key=lambda w: -w.range_ratio)
     flagged = [w for w in ranked if w.warning]
     if not flagged:
-        worst = (
-            f": the largest range ratio is {ranked[0].range_ratio:.2f}, {ranked[0].site}" if ranked else ""
-        )
+        most = f": the largest range ratio is {ranked[0].range_ratio:.2f}, {ranked[0].site}" if ranked else ""
         return OutlierConclusion(
             code="weights-plain",
             places=(),
-            sentence=f"No weight matrix spends half of its range on values beyond 3 sigma{worst}.",
+            sentence=f"No weight matrix spends half of its range on values beyond 3 sigma{most}.",
             action="Nothing is to be done about outliers in weights.",
         )
     worst = flagged[0]

@@ -10,12 +10,18 @@ from quantriage.records.outliers import (
     ErrorMap,
     InputOutliers,
     OutlierHistogram,
+    Place,
     WeightOutliers,
 )
 from quantriage.report.wording import median, number, percent
 
 _GAUSSIAN = 0.0027  # share beyond 3 sigma
 _UNEVEN = 2.0
+_FEW_VALUES: dict[Place, str] = {
+    "weights": "keep them apart or clip them",
+    "input": "scale for each token and keep those tokens apart; what clipping does must be measured",
+    "state": "they are the model's own and not to be clipped; keep their tokens out of what sets a scale",
+}
 
 
 def weight_caption(weights: Sequence[WeightOutliers]) -> str:
@@ -105,7 +111,7 @@ def tail_caption(histograms: Sequence[OutlierHistogram]) -> str:
     if reach < 2 * RANGE_SIGMA:
         said = "its tail is about a Gaussian's and needs no care"
     elif beyond < 2 * _GAUSSIAN:
-        said = "so few single values set its range: keep them apart or clip them"
+        said = f"so few single values set its range: {_FEW_VALUES[worst.kind]}"
     else:
         said = (
             "so its tail is heavy as a whole: smaller groups or a rotation help, taking out single "
@@ -118,7 +124,7 @@ def tail_caption(histograms: Sequence[OutlierHistogram]) -> str:
     ordinary = [h for h in histograms if h.role == "ordinary"]
     if ordinary:
         far = ordinary[0].maximum / ordinary[0].std
-        text += f" An ordinary place of this model ({ordinary[0].place}) reaches {number(far)}."
+        text += f" A usual place of this model ({ordinary[0].place}) reaches {number(far)}."
     return text
 
 

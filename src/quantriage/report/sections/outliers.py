@@ -31,7 +31,7 @@ from quantriage.report.sections.outlier_captions import (
     tail_caption,
     weight_caption,
 )
-from quantriage.report.site_names import short_columns, short_sites
+from quantriage.report.site_names import short_sites
 from quantriage.report.unit_places import UnitPlace
 from quantriage.report.wording import clip, duration, number, percent, plural, size, tooltip, visible
 
@@ -220,9 +220,7 @@ def _profiles(found: Outliers) -> tuple[Chart, ...]:
     if found.states:
         views.append(View("States", state_caption(found.states), state_profile(found.states)))
     if found.inputs:
-        names = short_columns(i.module for i in found.inputs)
-        view = View("Inputs", input_caption(found.inputs), input_profile(found.inputs, names))
-        views.append(view)
+        views.append(View("Inputs", input_caption(found.inputs), input_profile(found.inputs)))
     if found.weights:
         views.append(View("Weights", weight_caption(found.weights), weight_profile(found.weights)))
     return (Chart("outlier-profile", "Layer by layer", tuple(views)),) if views else ()
@@ -271,8 +269,9 @@ def _tails(found: Outliers) -> tuple[Chart, ...]:
 
 
 def _legend(histogram: OutlierHistogram, shorts: dict[str, str]) -> str:
-    name = shorts.get(histogram.place, clip(histogram.place, 40))
-    return f"{name} (ordinary)" if histogram.role == "ordinary" else name
+    state = histogram.place.removeprefix("state ").replace(" block", "")  # a phone has room for ten letters
+    name = shorts.get(histogram.place, clip(state, 40))
+    return f"usual: {name}" if histogram.role == "ordinary" else name
 
 
 def _errors(maps: tuple[ErrorMap, ...], weights: tuple[WeightOutliers, ...]) -> tuple[Chart, ...]:
