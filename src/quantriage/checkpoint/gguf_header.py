@@ -27,7 +27,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MOST_TENSORS = 1_000_000
 _MOST_KEYS = 100_000
-_MOST_ELEMENTS = 8_000_000  # of all arrays together; the largest vocabularies and merges are near 1 million
+# of all arrays together: vocabularies with merges are near 1 million, and gguf-py takes 300 bytes for each
+_MOST_ELEMENTS = 3_000_000
 _LONGEST_STRING = 1 << 24
 _LONGEST_NAME = 1 << 16
 _DEEPEST_ARRAY = 4

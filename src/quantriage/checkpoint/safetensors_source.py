@@ -144,6 +144,10 @@ def _shard_path(folder: Path, shard: str, tensor: str) -> Path:
         if path.suffix in (".bin", ".pt", ".pth"):
             refuse_pickle(path)
         raise CheckpointError(f"{where}: {shard!r} is not a safetensors file")
-    if not path.is_file():
+    try:
+        present = path.is_file()
+    except OSError as error:  # a name too long for any file
+        raise CheckpointError(f"{where}: {shard[:200]!r} cannot be opened ({error.strerror})") from error
+    if not present:
         raise CheckpointError(f"{where}: shard {shard!r} is missing; fetch the checkpoint again")
     return path

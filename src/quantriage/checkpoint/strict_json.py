@@ -12,10 +12,14 @@ from quantriage.errors import CheckpointError
 LARGEST_JSON = 100_000_000  # bytes; the limit of the safetensors format for its header
 
 
-def parse_object(text: bytes, where: str) -> dict[str, object]:
+def parse_object(text: bytes | str, where: str) -> dict[str, object]:
     """The JSON object in `text`; `where` names it in errors."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        # strictly: what json itself does with bytes lets surrogates pass
+        whole = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(whole, object_pairs_hook=_unique)
+        if "\\u" in whole:  # half a surrogate pair could be neither printed nor used as a file's name
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -14,6 +14,7 @@ from quantriage.formats import compressed_fp4 as fp4
 from quantriage.formats import compressed_plain as plain
 from quantriage.formats import compressed_tensors as packed
 from quantriage.formats.compressed_parts import StoredScheme
+from quantriage.formats.module_patterns import steps
 from quantriage.numerics.coded_weight import PerBlock, ScaleLayout
 from quantriage.numerics.float_grids import E2M1, E4M3, FloatGrid
 from quantriage.numerics.schemes import IntGrid, PerChannel, PerGroup, PerTensor
@@ -32,6 +33,7 @@ FORMATS: dict[str, tuple[tuple[str, int], ...]] = {  # (type, bits) that each fo
 _SPARSE = ("sparse-bitmask", "sparse-24-bitmask", "marlin-24")
 _OFFLINE = ("weight_input", "weight_output")  # places of a rotation that is already in the weights
 _MOST_REPEATS, _MOST_WAYS, _LONGEST_NAME = 6, 1_000_000, 300
+_USUAL_NAME, _MOST_STEPS = 64, 100_000_000  # ways to divide a longer name between repeats: about a second
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,25 @@ def scheme_for(module: str, groups: Sequence[SchemeGroup], where: str) -> Stored
         if module in group.targets:
             return group.scheme
     for group in groups:
-        if any(t.startswith("re:") and re.match(t[3:], module) for t in group.targets):
-            return group.scheme
+        for target in group.targets:
+            if target.startswith("re:") and _matches(target[3:], module, where):
+                return group.scheme
     embedding = "embed" in module.rpartition(".")[2]
     for kind in ("Embedding", "Linear") if embedding else ("Linear",):
         for group in groups:
             if kind in group.targets:
                 return group.scheme
     raise CheckpointError(f"{where}: module {module!r} is stored quantized, but no config group targets it")
+
+
+def _matches(expression: str, module: str, where: str) -> bool:
+    """Whether a checked expression fits a name. Raises CheckpointError if that could take very long."""
+    repeats = len(re.findall(r"[*+?{]\??", expression))
+    if len(module) > _USUAL_NAME and steps(repeats, 1, len(module)) > _MOST_STEPS:
+        raise CheckpointError(
+            f"{where}: target {expression[:200]!r} has too many repeats for a name of {len(module)} letters"
+        )
+    return re.match(expression, module) is not None
 
 
 def _read_group(where: str, group: object, default_format: object) -> SchemeGroup | None:

@@ -139,10 +139,11 @@ def _zero_point(scheme: Scheme, stored: Tensor, shape: tuple[int, int], padded: 
 
 def _logical_shape(module: str, stored: Tensor, packed: Tensor) -> tuple[int, int]:
     """The weight's [out, in], checked against the packed words."""
-    if stored.numel() != 2 or stored.dtype != torch.int64 or packed.ndim != 2 or packed.dtype != torch.int32:
+    flat = tuple(stored.shape) == (2,) and stored.dtype == torch.int64
+    if not flat or packed.ndim != 2 or packed.dtype != torch.int32 or not packed.numel():
         raise CheckpointError(
-            f"{module}: {PACKED} is {packed.dtype} {tuple(packed.shape)} and {SHAPE} has {stored.numel()} "
-            f"entries of {stored.dtype}; expected int32 words of two dimensions and two sizes in int64"
+            f"{module}: {PACKED} is {packed.dtype} {tuple(packed.shape)} and {SHAPE} {tuple(stored.shape)} "
+            f"of {stored.dtype}; expected int32 words of two dimensions and two sizes in int64"
         )
     rows, columns = (int(size) for size in stored.tolist())
     if rows != packed.shape[0] or not 0 < columns <= packed.shape[1] * 16:

@@ -5,6 +5,7 @@ see `m.weight`. What is quantized is decided by what the files contain, not by t
 group targets but that is stored dense is dense. How it is stored is what the config says, and has to fit.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from quantriage.formats.compressed_parts import (
     ZERO_POINT,
     StoredScheme,
 )
+from quantriage.formats.module_patterns import refuse_slow
 from quantriage.numerics.coded_weight import CodedWeight
 from quantriage.numerics.stored_weight import StoredWeight
 
@@ -74,9 +76,10 @@ class CompressedWeights:
         if self.schemes[module].format != compressed_tensors.FORMAT:
             return (*packed[:-1], 2 * packed[-1]) if packed else ()
         stored = self.source.get(f"{module}.{SHAPE}")
-        if stored.numel() != 2 or stored.dtype != torch.int64 or not packed or int(stored[0]) != packed[0]:
+        sizes = stored.tolist() if stored.dtype == torch.int64 and tuple(stored.shape) == (2,) else [0, 0]
+        if not packed or sizes[0] != packed[0] or sizes[1] < 1:
             raise CheckpointError(f"{module}: {SHAPE} does not fit {PACKED}")
-        return packed[0], int(stored[1])
+        return packed[0], sizes[1]
 
     def get(self, name: str) -> Tensor:
         """The tensor as stored, or the float32 product of a quantized module."""
@@ -109,7 +112,9 @@ def open_compressed(
     groups = read_groups(quantization, where)
     schemes: dict[str, StoredScheme] = {}
     visible: dict[str, None] = {}  # in the order of the file
+    started = time.process_time()
     for name in source.names():
+        refuse_slow(started, where)
         module, _, part = name.rpartition(".")
         if part in _REFUSED:
             raise CheckpointError(f"{where}: tensor {name!r} belongs to a sparse format, which is not read")

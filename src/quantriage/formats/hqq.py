@@ -93,7 +93,13 @@ class HqqWeight:
     def _codes(self) -> Tensor:
         """uint8 [rows, columns]; the size was checked on opening."""
         words = self.source.get(f"{self.module}.{_CODES}").reshape(-1).view(self.packing.dtype)
-        return unpack(words.view(-1, self.columns), self.packing, self.rows)
+        codes = unpack(words.view(-1, self.columns), self.packing, self.rows)
+        if self.levels < 1 << self.packing.bits and int(codes.max()) >= self.levels:
+            raise CheckpointError(
+                f"{self.module}.{_CODES}: holds the code {int(codes.max())}, nbits allows {self.levels} "
+                "levels; the file is damaged, fetch it again"
+            )
+        return codes
 
     def _real(self, name: str) -> Tensor:
         """`scale` or `zero` in float32."""

@@ -7,13 +7,16 @@ limits for one more dependency.
 """
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial, prod
+from typing import NamedTuple
 
 from quantriage.errors import CheckpointError
 
 _MOST_STEPS = 10_000_000  # about a tenth of a second for a name
+_MOST_SECONDS = 30.0  # for all names of a checkpoint together
 _USUAL_NAME, _LONGEST_NAME = 64, 256
 _LONGEST = 20_000  # characters: the modules of a large model in one alternation
 _MOST_RULES = 1000  # beside those that spell out one name
@@ -37,7 +40,7 @@ def compile_pattern(text: str, where: str, searched: bool = False) -> re.Pattern
         raise CheckpointError(
             f"{shown} repeats a group, refers back or has comments, which names do not need"
         )
-    if _steps(plain, searched) > _MOST_STEPS:
+    if steps(_repeats(plain, searched), _ways(plain), _USUAL_NAME) > _MOST_STEPS:
         raise CheckpointError(f"{shown} has too many wildcards and alternatives to be matched in time")
     return compiled
 
@@ -62,9 +65,30 @@ def _without_classes(text: str) -> str:
     return "".join(kept)
 
 
-def _steps(plain: str, searched: bool) -> int:
-    """Ways that a name of the usual length can be divided between wildcards and alternatives, at most."""
-    repeats = sum(plain.count(sign) for sign in "*+{") + searched
+def steps(repeats: int, ways: int, length: int) -> int:
+    """Ways that a name of `length` can be divided between wildcards, times those of alternatives, at most."""
+    places: int = length**repeats // factorial(repeats)
+    return places * ways
+
+
+def refuse_slow(started: float, where: str) -> None:
+    """Raise CheckpointError if matching names, since `started` on the process's clock, takes too long.
+
+    Each match is short, but rules times names is a number that the file chooses.
+    """
+    if time.process_time() - started > _MOST_SECONDS:
+        raise CheckpointError(
+            f"{where}: matching module names to patterns takes over {_MOST_SECONDS:.0f} s; name them in full"
+        )
+
+
+def _repeats(plain: str, searched: bool) -> int:
+    """Wildcards of any length; a search begins anywhere, which is one more."""
+    return sum(plain.count(sign) for sign in "*+{") + searched
+
+
+def _ways(plain: str) -> int:
+    """Combinations of optional parts and alternatives, at most."""
     optional = len(re.findall(r"(?<![(*+?}])\?", plain))
     closed, open_groups = [], [1]
     for sign in re.findall(r"[(|)]", plain):
@@ -74,8 +98,16 @@ def _steps(plain: str, searched: bool) -> int:
             open_groups[-1] += 1
         elif len(open_groups) > 1:
             closed.append(open_groups.pop())
-    places: int = _USUAL_NAME**repeats // factorial(repeats)
-    return (places << min(optional, _USUAL_NAME)) * prod(closed) * prod(open_groups)
+    return (1 << min(optional, _USUAL_NAME)) * prod(closed) * prod(open_groups)
+
+
+class _Rule(NamedTuple):
+    """An expression with its place among the rules and what it costs."""
+
+    number: int
+    expression: re.Pattern[str]
+    repeats: int
+    ways: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +115,7 @@ class Patterns:
     """Expressions in order, matched from the start of a name or searched in it. Use `read_patterns`."""
 
     names: dict[str, int]  # by the one name that an expression spells out
-    expressions: tuple[tuple[int, re.Pattern[str]], ...]
+    expressions: tuple[_Rule, ...]
     searched: bool
     where: str
 
@@ -94,9 +126,14 @@ class Patterns:
             raise CheckpointError(
                 f"{self.where}: a name of {len(name)} characters is not matched by patterns"
             )
-        for number, expression in self.expressions:
+        for number, expression, repeats, ways in self.expressions:
             if named is not None and number > named:
                 break
+            if len(name) > _USUAL_NAME and steps(repeats, ways, len(name)) > 10 * _MOST_STEPS:
+                raise CheckpointError(
+                    f"{self.where}: pattern {expression.pattern[:100]!r} has too many wildcards for a name "
+                    f"of {len(name)} characters"
+                )
             if expression.search(name) if self.searched else expression.match(name):
                 return number
         return named
@@ -105,13 +142,14 @@ class Patterns:
 def read_patterns(texts: Sequence[str], where: str, searched: bool = False) -> Patterns:
     """Whole names are looked up: rules for thousands of experts cost nothing. Raises CheckpointError."""
     names: dict[str, int] = {}
-    expressions: list[tuple[int, re.Pattern[str]]] = []
+    expressions: list[_Rule] = []
     for number, text in enumerate(texts):
         found = _ONE_NAME.fullmatch(text)
         if found is not None:
             names.setdefault(found[1].replace("\\", ""), number)
         elif len(expressions) < _MOST_RULES:
-            expressions.append((number, compile_pattern(text, where, searched)))
+            compiled, plain = compile_pattern(text, where, searched), _without_classes(text)
+            expressions.append(_Rule(number, compiled, _repeats(plain, searched), _ways(plain)))
         else:
             raise CheckpointError(f"{where}: more than {_MOST_RULES} patterns; name the modules in full")
     return Patterns(names, tuple(expressions), searched, where)

@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from quantriage.checkpoint.gguf_header import read_gguf_header
 from quantriage.errors import CheckpointError
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
@@ -29,6 +31,7 @@ _CARRIED_PATTERNS = (
     "LICENSE*",
     "NOTICE*",
 )
+_SPACE = "\u2581"  # how SentencePiece writes a space
 _REFUSED_SUFFIXES = (".py", ".pyc", ".bin", ".pkl", ".pt", ".pth")
 
 
@@ -39,11 +42,32 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **extra
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # tokenizer files are a stranger's, the loaders are many
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         where = folder if gguf_file is None else folder / gguf_file
         raise CheckpointError(f"{where}: no tokenizer that transformers can load ({reason})") from error
+    if gguf_file is not None:
+        _prefix_spaces(tokenizer, folder / gguf_file)
     return tokenizer
+
+
+def _prefix_spaces(tokenizer: Tokenizer, file: Path) -> None:
+    """Put a space before a SentencePiece text as llama.cpp does, which is also how such models are trained.
+
+    llama.cpp puts one before every text and after every special token (its default for this kind of
+    tokenizer). transformers' conversion leaves it out where a text begins with a space, so that indented
+    text would be other tokens, and a healthy file would seem to carry another tokenizer.
+    """
+    settings = read_gguf_header(file).scalars
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        return
+    if settings.get("tokenizer.ggml.model") != "llama":
+        return
+    if settings.get("tokenizer.ggml.add_space_prefix", True) is True:
+        prefix = [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+        backend.normalizer = normalizers.Sequence(prefix)
+        backend.pre_tokenizer = None
 
 
 def carried_by_folder(folder: Path) -> dict[str, bytes]:

@@ -34,7 +34,7 @@ class TensorClass:
         """Two positive sizes: a block, or a shape."""
         match self.attributes.get(key):
             case [int(rows), int(columns)] if 0 < rows < 1 << 31 and 0 < columns < 1 << 31:
-                return rows, columns
+                return int(rows), int(columns)  # true is an int to Python
         raise CheckpointError(
             f"{self.name}: {self.kind} with {key} {str(self.attributes.get(key))[:80]}; "
             "expected two positive sizes"
@@ -63,7 +63,7 @@ def read_classes(metadata: Mapping[str, str], where: str) -> dict[str, TensorCla
         here = f"{where}: metadata of {name[:200]!r}"
         if len(text) > _LARGEST_TEXT:
             raise CheckpointError(f"{here}: {len(text)} characters, at most {_LARGEST_TEXT} are read")
-        match parse_object(text.encode(), here):
+        match parse_object(text, here):
             case {"_type": str(kind)} if kind == PLAIN:
                 continue
             case {"_type": str(kind), "_data": dict(attributes), "_tensor_data_names": list(parts)}:

@@ -5,6 +5,7 @@ config alone, so a format is a function from module names to layouts. A module i
 is in the files, whatever the config lists.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from quantriage.checkpoint.safetensors_source import SafetensorsSource
 from quantriage.errors import BudgetError, CheckpointError
+from quantriage.formats.module_patterns import refuse_slow
 from quantriage.formats.packed_modules import FLOATS, PackedModules, PackedWeight, bytes_of
 from quantriage.numerics.coded_weight import CodedWeight
 from quantriage.numerics.quantized import QuantizedTensor
@@ -104,8 +106,10 @@ def open_word_packed(source: SafetensorsSource, layout_of: LayoutOf, where: str)
     """See packed modules as weights. Raises CheckpointError for parts without codes or a weight twice."""
     packed: dict[str, PackedWeight] = {}
     visible: list[str] = []
+    started = time.process_time()
     for name in source.names():
         module, _, part = name.rpartition(".")
+        refuse_slow(started, where)
         if part == QWEIGHT:
             if f"{module}.weight" in source.entries:
                 raise CheckpointError(f"{where}: {module!r} is stored packed and as a dense weight")
