@@ -20,6 +20,7 @@ from quantriage.formats.checkpoint import open_checkpoint
 from quantriage.records.run_dir import (
     CORRELATIONS,
     DIAGNOSIS,
+    LEARNING,
     LOCK,
     MIXES,
     PLAN,
@@ -31,7 +32,7 @@ from quantriage.records.run_dir import (
     SUMMARY,
     RunDir,
 )
-from quantriage.records.types import Lock, MixMeasurement, Plan, Proof, RunSummary
+from quantriage.records.types import LearningPoint, Lock, MixMeasurement, Plan, Proof, RunSummary
 from quantriage.workflows.evaluate import evaluate
 from quantriage.workflows.opened import open_model
 from quantriage.workflows.options import EvaluateOptions, PlanOptions, QuantizeOptions
@@ -177,6 +178,27 @@ def test_a_killed_run_ends_in_the_same_bytes(
     assert ledger.read_bytes().startswith(committed[: committed.rfind(b"\n") + 1])
     assert digests(options.out) == digests(finished[0])
     assert not [p for p in tmp_path.iterdir() if ".partial" in p.name]
+
+
+def test_learned_scales_ship_and_resume(place: Place, tmp_path: Path) -> None:
+    recover(place.recover(tmp_path / "whole", learn=4))
+    measured = run_of(tmp_path / "whole").read_many(LEARNING, LearningPoint)
+    assert [point.step for point in measured] == [0, 1, 2, 3, 4]
+    summary = run_of(tmp_path / "whole").read(SUMMARY, RunSummary)
+    assert any(f.code == "learned-scales" for f in summary.findings)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "learn scales" and done == 3:
+            raise KeyboardInterrupt
+
+    options = place.recover(tmp_path / "resumed", learn=4)
+    with pytest.raises(KeyboardInterrupt):
+        recover(options, interrupt)
+    assert (options.run_folder / "learned" / "state.safetensors").is_file()
+    stages: list[tuple[str, int]] = []
+    recover(options, lambda stage, done, total: stages.append((stage, done)))
+    assert [done for stage, done in stages if stage == "learn scales"] == [3, 4]
+    assert digests(options.out) == digests(tmp_path / "whole")
 
 
 def test_a_changed_setting_does_not_resume(finished: tuple[Path, RunSummary], place: Place) -> None:

@@ -64,7 +64,11 @@ class ModelMap:
 
 def read_site(block: nn.Module, site: Site) -> Tensor:
     """A view of the site's weight, [out, in], in the block's own memory."""
-    weight = block.get_parameter(site.parameter).detach()
+    return part_of(block.get_parameter(site.parameter).detach(), site)
+
+
+def part_of(weight: Tensor, site: Site) -> Tensor:
+    """The view [out, in] of a whole parameter, or of its gradient, that is the site's."""
     if site.expert is not None:
         weight = weight[site.expert]
     if site.transposed:

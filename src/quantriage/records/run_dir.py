@@ -29,6 +29,7 @@ SENSITIVITY = "sensitivity.json"  # list of Sensitivity
 CORRELATIONS = "correlations.json"  # list of RungCorrelation
 DIAGNOSIS = "diagnosis.json"  # list of Diagnosis
 MIXES = "mixes.json"  # list of MixMeasurement
+LEARNING = "learning.json"  # list of LearningPoint
 QUANTIZED = "quantized.json"  # list of QuantizedSite
 PROOF = "proof.json"  # Proof
 LINT = "lint.json"  # Lint, and so on down: records/diagnosis.py

@@ -117,6 +117,14 @@ class MixMeasurement(Record, frozen=True):
     chosen: bool = False
 
 
+class LearningPoint(Record, frozen=True):
+    """A measurement while scales are learned. training_kl: mean over the batches since the last one."""
+
+    step: int
+    training_kl: float | None
+    kl: Interval  # on the selection text
+
+
 class SequenceScores(Record, frozen=True):
     """Per-sequence means, so that any two evaluations on the same tokens can be compared in pairs."""
 

@@ -78,6 +78,11 @@ class StateStore:
         elif key in self._files:
             self._files.pop(key).path.unlink(missing_ok=True)
 
+    def drop_prefix(self, prefix: str) -> None:
+        """Forget every key that begins so."""
+        for key in [key for key in (*self._memory, *self._files) if key.startswith(prefix)]:
+            self.drop(key)
+
     def clear(self) -> None:
         """Forget everything and remove the files."""
         for key in [*self._memory, *self._files]:

@@ -60,6 +60,7 @@ class RecoverOptions(CalibrationOptions):
     sensitivity_sequences: int = _option(64, "windows (of at most 256 tokens) for the Fisher scores")
     mixes: int = _option(4, "mixes to measure before refining")
     swaps: int = _option(6, "refinement steps on measured KL")
+    learn: int = _option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
     exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
     replace: bool = _option(False, "replace OUT if it exists")
 

@@ -18,6 +18,7 @@ from quantriage.plan.units import Unit, form_units
 from quantriage.records.ledger import Ledger
 from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import (
+    LEARNING,
     LOCK,
     MIXES,
     PLAN,
@@ -39,6 +40,7 @@ from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.export import refuse_unsupported
 from quantriage.workflows.fill_bank import Wanted
+from quantriage.workflows.learn_scales import learn_scales, learning_finding
 from quantriage.workflows.opened import open_model, started_dtype
 from quantriage.workflows.options import RecoverOptions
 from quantriage.workflows.recover_run import RecoverRun, frozen_settings, read_tokens
@@ -97,8 +99,14 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
         predicted = rounded_predictions(predicted, rounded, run.scale_dtype)
         contest = reconsider(contest, _units(run, predicted), predicted, options.mixes)
         chosen = _select(run, contest, bank)
+    shipped = bank
+    if options.learn:
+        with clock.stage("learning"):
+            shipped, points = learn_scales(run, chosen.winner.schemes, bank)
+        run.records.write_many(LEARNING, points)
+        findings.append(learning_finding(points))
     with clock.stage("proof"):
-        winner, files, proof, verdict = ship_and_prove(run, chosen, contest, bank, findings)
+        winner, files, proof, verdict = ship_and_prove(run, chosen, contest, bank, shipped, findings)
     _write_records(run, winner, files, rounded)
     summary = RunSummary(
         title=f"{opened.label} at {verdict.bits_per_weight:.2f} bits per weight",
@@ -209,6 +217,7 @@ def _write_records(
             "target": options.target,
             "mixes": options.mixes,
             "swaps": options.swaps,
+            "learn": options.learn,
         },
         hardware=opened.hardware(),
         output_files=files,

@@ -12,6 +12,7 @@ from quantriage.records.run_dir import RunDir
 from quantriage.records.types import Finding, SiteInfo
 from quantriage.stream.compute import exact
 from quantriage.stream.progress import Progress
+from quantriage.stream.stream import StreamSettings
 from quantriage.workflows.export import scale_dtype
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import OpenedModel
@@ -25,11 +26,12 @@ _SENSITIVITY_LENGTH = 256
 
 @dataclass(frozen=True)
 class RunTokens:
-    """The four token sets of a run; none overlaps the evaluation text."""
+    """The token sets of a run; none overlaps the evaluation text, and nothing else the selection's."""
 
     calibration: TokenSet
     sensitivity: TokenSet
     selection: TokenSet
+    learning: TokenSet | None
     evaluation: TokenSet
 
 
@@ -96,22 +98,26 @@ def frozen_settings(
         "target": options.target,
         "mixes": options.mixes,
         "swaps": options.swaps,
+        "learn": options.learn,
         "seed": options.seed,
         "compute": opened.compute.dtype_name,
     }
 
 
 def read_tokens(options: RecoverOptions, opened: OpenedModel) -> tuple[RunTokens, list[Finding]]:
-    """Calibration and selection are disjoint windows of one draw; evaluation text may share no passage."""
+    """Disjoint windows of one draw for each part; the evaluation text may share no passage with them."""
     check_files(options.calibration, options.evaluate)
+    # Fresh text at every step, up to four times the calibration text; then it comes round again.
+    learning = min(options.learn * StreamSettings.for_length(options.length).batch, 4 * options.sequences)
     windows = opened.tokens(
         options.calibration,
-        options.sequences + options.selection_sequences,
+        options.sequences + options.selection_sequences + learning,
         options.length,
         "calibration",
         options.seed,
     )
-    calibration, selection = windows.split(options.sequences)
+    calibration, rest = windows.split(options.sequences)
+    selection, more = rest.split(options.selection_sequences) if learning else (rest, None)
     short = min(options.length, _SENSITIVITY_LENGTH)
     part = calibration.take(min(options.sensitivity_sequences, calibration.sequences))
     sensitivity = TokenSet.of(part.tokens[:, :short], part.source)
@@ -129,4 +135,4 @@ def read_tokens(options: RecoverOptions, opened: OpenedModel) -> tuple[RunTokens
                 text=f"{share:.2%} of the evaluation text's passages also occur in the calibration text",
             )
         )
-    return RunTokens(calibration, sensitivity, selection, evaluation), findings
+    return RunTokens(calibration, sensitivity, selection, more, evaluation), findings

@@ -19,9 +19,17 @@ _UNIFORMS_PROVEN = 3  # best uniform baselines that go into the proof beside the
 
 
 def ship_and_prove(
-    run: RecoverRun, chosen: Chosen, contest: Contest, bank: CandidateBank, findings: list[Finding]
+    run: RecoverRun,
+    chosen: Chosen,
+    contest: Contest,
+    bank: CandidateBank,
+    shipped_bank: CandidateBank,
+    findings: list[Finding],
 ) -> tuple[NamedMix, dict[str, str], Proof, Verdict]:
-    """Export the winner and evaluate the saved directory; if it loses to uniform, ship that instead."""
+    """Export the winner from `shipped_bank` and evaluate the saved directory.
+
+    If it loses to uniform, that is shipped instead, from `bank`, which has all candidates.
+    """
     meter = run.meter(run.tokens.evaluation, exactly=True, stage="prove")
     tokenizer = run.opened.checkpoint.tokenizer()
 
@@ -33,7 +41,7 @@ def ship_and_prove(
     floors = [noise_floor(meter, choose_compute(run.options.device, run.opened.model.hidden_size))]
     winner = chosen.winner
     while True:
-        files = _export(run, winner, bank)
+        files = _export(run, winner, shipped_bank)
         size = (bits_per_weight(winner.bytes, run.infos), winner.bytes)
         label = f"shipped: {winner.label}"
         shipped = evaluate_saved(meter, run.options.out, label, "candidate", size, decode)
@@ -51,6 +59,7 @@ def ship_and_prove(
             )
         )
         winner = next(mix for mix in contest.baselines if mix.label == better.label)
+        shipped_bank = bank
 
 
 def _best_uniform(results: list[EvalResult], rtn_label: str) -> EvalResult | None:
