@@ -70,6 +70,19 @@ def test_a_planted_fault_is_named(check: str) -> None:
     assert found.check == check, found.evidence
 
 
+def test_scales_of_whole_groups_are_not_taken_for_a_lost_index() -> None:
+    """The right scale of a group is near that of its neighbours, so its columns fit those."""
+
+    def first_group_too_large(scale: torch.Tensor) -> torch.Tensor:
+        return torch.cat([1.9 * scale[:, :1], scale[:, 1:]], dim=1)
+
+    found = name_cause(
+        pair(REFERENCE, with_scale(nearest(REFERENCE, "w4s-g32"), first_group_too_large)), WHOLE
+    )
+    assert found is not None
+    assert found.check == "wrong-scales", found.evidence
+
+
 def test_a_transposed_square_matrix() -> None:
     square = weight(3, 128, 128)
     found = name_cause(pair(square, nearest(square.T.contiguous())), WHOLE)

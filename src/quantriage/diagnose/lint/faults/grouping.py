@@ -7,6 +7,7 @@ from quantriage.diagnose.lint.pair import Pair, residual_of
 from quantriage.records.diagnosis import LintFinding
 
 _MOST_GROUPS = 512  # tried one by one on sampled rows
+_KEPT = 0.95  # part of a group's columns that stay where its scales are right
 
 
 def groups_shifted(pair: Pair) -> LintFinding | None:
@@ -47,11 +48,19 @@ def act_order_lost(pair: Pair) -> LintFinding | None:
         least, best = torch.where(better, error, least), torch.where(better, group, best)
     power = float(reference.square().sum())
     residual = (float(least.sum()) / power) ** 0.5 if power > 0 else 0.0
-    moved = int((best != groups.column_group).sum())
-    if not pair.explained(residual) or 10 * moved < columns:
+    elsewhere = best != groups.column_group
+    moved = int(elsewhere.sum())
+    if not pair.explained(residual) or 10 * moved < columns or _by_groups(elsewhere, groups.column_group):
         return None
     text = (
         f"{moved} of {columns} columns fit the scales of another group; with those the error falls from "
         f"{100 * pair.relative:.0f}% to {100 * residual:.1f}%"
     )
     return finding("act-order-lost", pair.module, text)
+
+
+def _by_groups(elsewhere: torch.Tensor, column_group: torch.Tensor) -> bool:
+    """Whether some group keeps its columns: a lost index scatters those of all, scales go wrong by groups."""
+    sizes = column_group.bincount()
+    staying = torch.zeros_like(sizes).scatter_add_(0, column_group, (~elsewhere).to(torch.int64))
+    return bool((staying[sizes > 0] >= _KEPT * sizes[sizes > 0]).any())
