@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import tiny_gguf
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quantriage.errors import CheckpointError
 from quantriage.formats.checkpoint import Checkpoint, open_checkpoint
+from quantriage.formats.tokenizers import load_tokenizer
 
 CASES = [
     ("llama", Kind.F32, False),
@@ -65,6 +68,32 @@ def test_every_tensor_equals_transformers(tmp_path, architecture, kind, head):
 )
 def test_stored_dtype(tmp_path, kind, dtype):
     assert open_checkpoint(tiny_gguf.write(tmp_path / "a.gguf", "llama", kind)).stored_dtype == dtype
+
+
+@pytest.mark.parametrize(("prefix", "ids"), [(None, [3, 5]), (True, [3, 5]), (False, [5])])
+def test_sentencepiece_text_gets_its_space_as_in_llama_cpp(tmp_path, prefix, ids):
+    """llama.cpp makes a space and "a" of " a": 3 tokens with the first one, counted by its server."""
+    writer = gguf.GGUFWriter(tmp_path / "spm.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(1)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", "\u2581", "a", "\u2581a", "\u2581\u2581"])
+    writer.add_token_scores([0.0, 0.0, 0.0, -10.0, -10.0, -1.0, -2.0])
+    writer.add_token_types([2, 3, 3, 1, 1, 1, 1])
+    if prefix is not None:
+        writer.add_add_space_prefix(prefix)
+    writer.add_tensor("token_embd.weight", np.zeros((7, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = load_tokenizer(tmp_path, "spm.gguf")
+    assert tokenizer(" a", add_special_tokens=False)["input_ids"] == ids
+    if prefix is not False:
+        assert tokenizer("a", add_special_tokens=False)["input_ids"] == [5]
 
 
 def test_folder_with_one_gguf_file_and_its_tokenizer(tmp_path):
