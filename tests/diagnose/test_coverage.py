@@ -18,10 +18,14 @@ from quantriage.diagnose.coverage_moments import (
     leverages,
     mismatch,
     side_by_side,
+    watch_inputs,
 )
 from quantriage.diagnose.coverage_pairs import mismatch_matrix
 from quantriage.diagnose.coverage_samples import compare_tokens, energy_distance, jensen_shannon
 from quantriage.records.calibration import InputCoverage
+from quantriage.stream.compute import Compute
+from quantriage.stream.states import StateStore
+from quantriage.stream.stream import Stream
 from small_models import VOCABULARY, Saved, some_tokens, stream_of
 
 EXACT = 2e-4  # float32 sums and a Cholesky factor of condition 1e4 against float64
@@ -102,6 +106,26 @@ def test_moments_are_those_of_what_the_module_reads(saved: Saved, tmp_path: Path
     for group in {(site.block, site.input_group) for site in experts}:
         routed = {s.expert: counts[s.name] for s in experts if (s.block, s.input_group) == group}
         assert sum(routed.values()) == tokens.tokens.numel() * 2  # two experts for each token
+
+
+def test_moments_are_summed_in_float32_where_blocks_run_in_bfloat16(llama: Saved, tmp_path: Path) -> None:
+    model, model_map = llama.open()
+    tokens = TokenSet.of(narrow(4, 16, VOCABULARY, seed=1), "test")
+    half = Compute(torch.device("cpu"), torch.bfloat16, "asked for")
+    stream = Stream(model, model_map.sites, tokens, half, StateStore(tmp_path, 1 << 20))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def on_block(index: int, block: torch.nn.Module) -> None:
+        sites = [site for site in model_map.sites if site.block == index][:1]
+        moment = gather_moments(stream, index, block, sites)[sites[0].input_group, None].second_moment()
+        rows: list[torch.Tensor] = []
+        watch_inputs(stream, index, block, sites, lambda batch: rows.append(batch.inputs.double()))
+        all_rows = torch.cat(rows)
+        seen.append((moment.double(), all_rows.T @ all_rows / len(all_rows)))
+
+    side_by_side([stream], on_block)
+    for found, exact in seen:
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
 
 
 def test_one_text_against_itself_raises_no_alarm(llama: Saved, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def leading_directions(production: Tensor, factor: Tensor, count: int = DIRECTIO
     width = len(production)
     count = min(count, width)
     generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(width, count, generator=generator).to(production.device))[0]
+    basis: Tensor = torch.linalg.qr(torch.randn(width, count, generator=generator).to(production.device))[0]
     for _ in range(_ROUNDS):
         pulled = torch.linalg.solve_triangular(factor.T, basis, upper=True)
         pushed = torch.linalg.solve_triangular(factor, production @ pulled, upper=False)

@@ -61,7 +61,8 @@ def damped_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
     mean = float(moment.diagonal().mean())
     matrix = moment.clone()
     matrix.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    return torch.linalg.cholesky(matrix)
+    factor: Tensor = torch.linalg.cholesky(matrix)
+    return factor
 
 
 def leverages(inputs: Tensor, factor: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ def leverages(inputs: Tensor, factor: Tensor) -> Tensor:
 
 def whitened(inputs: Tensor, factor: Tensor) -> Tensor:
     """L^-1 x as columns [in, n]."""
-    return torch.linalg.solve_triangular(factor, inputs.float().T, upper=False)
+    found: Tensor = torch.linalg.solve_triangular(factor, inputs.float().T, upper=False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def watch_inputs(
             rows = call.input.reshape(-1, call.input.shape[-1])
             size = stream.rows(start).shape[0]
             whole = key[1] is None and len(rows) == size * stream.tokens.length
-            on_batch(InputBatch(key, start, rows, size if whole else None))
+            # the block runs under autocast, which would make our own products bfloat16: too coarse to factor
+            with torch.autocast(rows.device.type, enabled=False):
+                on_batch(InputBatch(key, start, rows, size if whole else None))
 
     stream.watch(index, block, on_call)
 

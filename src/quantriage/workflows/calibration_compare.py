@@ -70,11 +70,25 @@ def compare_sets(options: CompareSetsOptions, progress: Progress = silent) -> Ca
     for domain in domains:
         with clock.stage(f"measure: {domain.name}"):
             perplexities.append(_measure(options, opened, domain, rounded, cells, progress))
+    found = _matrix(options, sets, domains, perplexities, cells)
+    RunDir(options.run).write(MATRIX, found)  # what was measured stands, whatever becomes of the prediction
     if options.prediction_sequences:
         with clock.stage("predict"):
             _predict(options, opened, sets, domains, rounded, cells, progress)
+        found = _matrix(options, sets, domains, perplexities, cells)
+    _write(options, opened, found, clock)
+    return found
+
+
+def _matrix(
+    options: CompareSetsOptions,
+    sets: Mapping[str, TokenSet | None],
+    domains: Sequence[_Domain],
+    perplexities: Sequence[Interval],
+    cells: Mapping[tuple[str, str], MatrixCell],
+) -> CalibrationMatrix:
     rows = tuple(_row(name, tokens) for name, tokens in sets.items())
-    found = CalibrationMatrix(
+    return CalibrationMatrix(
         scheme=options.scheme,
         method=options.method,
         sets=rows,
@@ -85,8 +99,6 @@ def compare_sets(options: CompareSetsOptions, progress: Progress = silent) -> Ca
         agreements=agreements(tuple(cells.values())),
         sentence=matrix_sentence(rows, tuple(cells.values())),
     )
-    _write(options, opened, found, clock)
-    return found
 
 
 def named_path(text: str) -> tuple[str, Path]:
