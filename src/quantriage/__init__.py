@@ -29,6 +29,7 @@ _PLACES = {
     "QuantriageError": ("quantriage.errors", "QuantriageError"),
     "RecoverOptions": (_OPTIONS, "RecoverOptions"),
     "SensitivityOptions": (_OPTIONS, "SensitivityOptions"),
+    "SweepOptions": ("quantriage.workflows.sweep_options", "SweepOptions"),
     "build_calibration": ("quantriage.workflows.calibration_build", "build"),
     "check_calibration": ("quantriage.workflows.calibration_check", "check_set"),
     "compare_calibration": ("quantriage.workflows.calibration_compare", "compare_sets"),
@@ -42,6 +43,7 @@ _PLACES = {
     "recover": ("quantriage.workflows.recover", "recover"),
     "render_report": ("quantriage.report.render", "render"),
     "sensitivity": ("quantriage.workflows.sensitivity", "sensitivity"),
+    "sweep": ("quantriage.workflows.sweep", "sweep"),
 }
 
 __all__ = ["__version__", *_PLACES]

@@ -23,6 +23,8 @@ from quantriage.workflows.plan import plan as make_plan
 from quantriage.workflows.quantize import quantize as quantize
 from quantriage.workflows.recover import recover as recover
 from quantriage.workflows.sensitivity import sensitivity as sensitivity
+from quantriage.workflows.sweep import sweep as sweep
+from quantriage.workflows.sweep_options import SweepOptions as SweepOptions
 
 __version__: str
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "QuantriageError",
     "RecoverOptions",
     "SensitivityOptions",
+    "SweepOptions",
     "__version__",
     "build_calibration",
     "check_calibration",
@@ -52,4 +55,5 @@ __all__ = [
     "recover",
     "render_report",
     "sensitivity",
+    "sweep",
 ]

@@ -27,6 +27,7 @@ from quantriage.cli import (
     repair,
     report,
     sensitivity,
+    sweep,
 )
 from quantriage.cli.command import Command, register
 
@@ -42,6 +43,7 @@ COMMANDS: tuple[Command[Any], ...] = (
     diagnose.COMMAND,
     bisect.COMMAND,
     repair.COMMAND,
+    sweep.COMMAND,
     bench.COMMAND,
     advise.COMMAND,
     report.COMMAND,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantriage.errors import QuantriageError
+from quantriage.records.advice import Advice
+from quantriage.records.bench import Bench
 from quantriage.records.calibration import (
     CHECK,
     MATRIX,
@@ -18,8 +20,6 @@ from quantriage.records.calibration import (
     CalibrationMatrix,
     CalibrationSet,
 )
-from quantriage.records.advice import Advice
-from quantriage.records.bench import Bench
 from quantriage.records.diagnosis import Attribution, Bisection, CandidateDiagnosis, Lint, Repair, Split
 from quantriage.records.outliers import Outliers
 from quantriage.records.run_dir import (
@@ -42,8 +42,10 @@ from quantriage.records.run_dir import (
     SITES,
     SPLIT,
     SUMMARY,
+    SWEEP,
     RunDir,
 )
+from quantriage.records.sweep import SweepRun
 from quantriage.records.types import (
     Diagnosis,
     EvalResult,
@@ -63,9 +65,9 @@ R = TypeVar("R", bound=Record)
 _NAMES = (
     *(SUMMARY, PLAN, LOCK, SITES, SENSITIVITY, CORRELATIONS, DIAGNOSIS, MIXES, QUANTIZED, PROOF),
     *(LINT, ATTRIBUTION, BISECTION, SPLIT, CANDIDATE, REPAIR),
-    *(BENCH, ADVICE),
     *(SET, MATRIX, CHECK),
-    OUTLIERS,
+    *(BENCH, ADVICE),
+    *(OUTLIERS, SWEEP),
 )
 
 
@@ -90,12 +92,13 @@ class RunRecords:
     split: Split | None
     candidate: CandidateDiagnosis | None
     repair: Repair | None
-    bench: Bench | None
-    advice: Advice | None
     calibration_set: CalibrationSet | None
     calibration_matrix: CalibrationMatrix | None
     calibration_check: CalibrationCheck | None
+    bench: Bench | None
+    advice: Advice | None
     outliers: Outliers | None
+    sweep: SweepRun | None
 
     @cached_property
     def site_by_name(self) -> dict[str, SiteInfo]:
@@ -155,12 +158,13 @@ def read_records(run_dir: Path) -> RunRecords:
         split=_one(run, SPLIT, Split),
         candidate=_one(run, CANDIDATE, CandidateDiagnosis),
         repair=_one(run, REPAIR, Repair),
-        bench=_one(run, BENCH, Bench),
-        advice=_one(run, ADVICE, Advice),
         calibration_set=_one(run, SET, CalibrationSet),
         calibration_matrix=_one(run, MATRIX, CalibrationMatrix),
         calibration_check=_one(run, CHECK, CalibrationCheck),
+        bench=_one(run, BENCH, Bench),
+        advice=_one(run, ADVICE, Advice),
         outliers=_one(run, OUTLIERS, Outliers),
+        sweep=_one(run, SWEEP, SweepRun),
     )
 
 
