@@ -45,7 +45,7 @@ def _of_shared(weights: Sequence[WeightOutliers], inputs: Sequence[InputOutliers
             sentence=(
                 f"In {len(sites)} of {len(flagged)} matrices with a warning an input channel that carries "
                 f"outliers also stands out in the activations: channel {channel.index} of {worst.site} holds "
-                f"{channel.outliers} weights beyond 6 sigma."
+                f"{channel.outliers} of its outliers."
             ),
             action=(
                 "Rounding errors of these columns are multiplied by large inputs: protect them first (AWQ, "

@@ -47,11 +47,11 @@ def carriers(weight: WeightOutliers) -> str:
         names = ", ".join(str(c.index) for c in channels[:3])
         more = f" and {touched - 3} more of {of}" if touched > 3 else f" of {of}"
         parts.append(f"{word} channel{'s' if touched > 1 else ''} {names}{more}")
-    noun = "weight" if weight.outliers == 1 else "weights"
+    noun = "weight beyond 6 sigma lies" if weight.outliers == 1 else "weights beyond 6 sigma lie"
     column = max(weight.input_channels, key=lambda c: c.largest)
     row = max(weight.output_channels, key=lambda c: c.largest)
     return (
-        f"{weight.outliers} {noun} beyond 6 sigma lie in {parts[0]} and {parts[1]}, the largest, at "
+        f"{weight.outliers} {noun} in {parts[0]} and {parts[1]}, the largest, at "
         f"{column.largest:.0f} sigma, where input {column.index} meets output {row.index}"
     )
 
