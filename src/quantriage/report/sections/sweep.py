@@ -98,7 +98,7 @@ def _block(found: Sweep) -> SweepBlock:
         title=sentence(found.question),
         state=_STATES[found.confirmation.verdict],
         badge=badge(found),
-        recommendation=found.reason,
+        recommendation=sentence(found.reason),
         held_out=held_out(found.confirmation),
         caption=_caption(found),
         charts=(Chart(f"sweep-{found.choice}", "", views(found)),),
