@@ -14,13 +14,16 @@ from quantriage.diagnose.attribution import (
     Measured,
     Prediction,
     additivity,
+    bounded,
+    compare_plain,
     measure,
     predict,
     worth_measuring,
 )
+from quantriage.diagnose.compensation import blamed, cancelling, reconsidered
 from quantriage.diagnose.hybrid import Pair, Unit, pair_of, units_of
 from quantriage.diagnose.hybrid_runs import HybridRuns, StateRoom
-from quantriage.diagnose.judgement import Evidence, judge
+from quantriage.diagnose.judgement import LARGER, Evidence, judge
 from quantriage.diagnose.unit_errors import UnitError, unit_errors
 from quantriage.formats.checkpoint import Checkpoint
 from quantriage.records.diagnosis import Attribution, UnitAttribution
@@ -107,7 +110,8 @@ def attribute(
 
     KL is of the candidate's weights in the reference's model, over every position of `tokens`. Units with NaN
     or infinite values are judged and otherwise left out. The predictions are always made; swaps, restores and
-    best roundings only while `budget_seconds` lasts. Memory: one block and its Hessians, and `state_bytes`.
+    best roundings only while `budget_seconds` lasts, but for one pass where blame must be checked. Memory:
+    one block and its Hessians, and `state_bytes`.
     """
     clock = Clock(budget_seconds)
     ground = prepare(reference, candidate, tokens, StateRoom(spill, state_bytes), progress)
@@ -119,13 +123,20 @@ def attribute(
     affordable = clock.elapsed + needed < budget_seconds
     best = _optima(ground, chosen, seed) if affordable else {}
     runs = ground.runs()
+    compared = compare_plain(runs, ground.errors, predictions, clock, LARGER)
     measured = measure(runs, ground.errors, predictions, clock, progress)
+    measured.swaps.update({name: both[0] for name, both in compared.items()})
+    ratio = additivity(measured, [u.name for u in ground.live], predictions)
+    units = _records(ground, predictions, measured, best, compared)
+    if cancelling(ratio) and blamed(units):
+        left = set(runs.units) - {unit.unit for unit in blamed(units)}
+        units = reconsidered(units, measured.total - (bounded(runs.score(left).kl) if left else 0.0))
     runs.close()
     forwards = PREDICTION_PASSES + (optimum.PASSES if best else 0.0) + runs.forwards
     return Attribution(
         total_kl=measured.total,
-        additivity=additivity(measured, [u.name for u in ground.live], predictions),
-        units=tuple(_records(ground, predictions, measured, best)),
+        additivity=ratio,
+        units=tuple(units),
         forwards=forwards,
         forwards_one_by_one=float(len(ground.live) + 2),
         seconds=clock.elapsed,
@@ -153,6 +164,7 @@ def _records(
     predictions: Mapping[str, Prediction],
     measured: Measured,
     best: Mapping[str, float],
+    compared: Mapping[str, tuple[float, float]],
 ) -> list[UnitAttribution]:
     """One record for each unit, those that cost most first."""
     siblings = sibling_ratios(ground.errors)
@@ -161,9 +173,12 @@ def _records(
         error, prediction = ground.errors[unit.name], predictions.get(unit.name)
         actual = prediction.actual if prediction else None
         optimal = _optimal(prediction, best.get(unit.name))
+        plain = compared[unit.name][1] if unit.name in compared else None
         kl = measured.swaps.get(unit.name, actual)
         word, reason = judge(
-            Evidence(error, prediction, kl, measured.total, len(ground.live), siblings[unit.name], optimal)
+            Evidence(
+                error, prediction, kl, measured.total, len(ground.live), siblings[unit.name], optimal, plain
+            )
         )
         found.append(
             UnitAttribution(
@@ -181,7 +196,7 @@ def _records(
                 optimal_kl=optimal,
                 judgement=word,
                 reason=reason,
-                plain_kl=prediction.nearest if prediction else None,
+                plain_kl=plain,
             )
         )
     return sorted(found, key=lambda record: -(record.swap_kl or record.predicted_kl or 0.0))
