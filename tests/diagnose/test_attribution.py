@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from diagnose.test_hybrid import disturbed
+from formats.tiny_llama import save_dense, save_packed
+from quantriage.data.token_set import TokenSet
 from quantriage.diagnose.attribution import (
+    COMPARED,
     DENSE_ERROR,
     MINOR,
     Clock,
     Measured,
     Prediction,
     additivity,
+    compare_plain,
     measure,
     predict,
     worth_measuring,
@@ -27,7 +31,10 @@ from quantriage.diagnose.judgement import CULPRIT, Evidence, judge
 from quantriage.diagnose.noise import RowNoise, expected_squares
 from quantriage.diagnose.unit_errors import UnitError, unit_errors
 from quantriage.formats.checkpoint import open_checkpoint
+from quantriage.model.causal import CausalModel
+from quantriage.model.discover import discover
 from quantriage.model.site import Site
+from quantriage.numerics.schemes import Scheme
 from small_models import Saved, probes, some_tokens, stream_of, whole_model_gradients
 
 TOKENS = some_tokens(4)
@@ -167,6 +174,28 @@ def test_swaps_and_restores_are_scores_of_hybrids(llama: Saved, tmp_path: Path) 
         assert gain == pytest.approx(found.total - runs.score(runs.units.keys() - {name}).kl)
 
 
+def test_plain_rounding_is_measured_beside_what_is_stored(tmp_path: Path) -> None:
+    scheme = Scheme.parse("w4a-g32")
+    opened = CausalModel(open_checkpoint(save_dense(tmp_path / "reference")))
+    save_packed(tmp_path / "candidate", lambda name: scheme)
+    model_map = discover(opened)
+    pair = pair_of(opened, open_checkpoint(tmp_path / "candidate").weights)
+    units = list(units_of(opened, model_map, pair))
+    errors = unit_errors(pair, units)
+    units = [unit for unit in units if errors[unit.name].differs]
+    tokens = TokenSet.of(TOKENS.tokens % 64, "random")
+    predictions = predict(stream_of(opened, model_map, tokens, tmp_path / "f"), pair, units, errors, seed=0)
+    stream = stream_of(opened, model_map, tokens, tmp_path / "x")
+    runs = HybridRuns(stream, pair, units, StateRoom(tmp_path / "room", 1 << 30))
+    assert compare_plain(runs, errors, predictions, Clock(600.0), 1.1) == {}  # no error is larger
+    found = compare_plain(runs, errors, predictions, Clock(600.0), 0.9)
+    assert len(found) == COMPARED
+    for name, (swap, plain) in found.items():
+        assert swap == runs.score({name}).kl
+        assert swap == pytest.approx(plain, rel=0.05)  # it is plainly rounded; scales differ in the last bit
+    assert compare_plain(runs, errors, predictions, Clock(0.0), 0.9) == {}
+
+
 def test_additivity_sums_what_is_known() -> None:
     found = Measured(total=2.0, swaps={"a": 1.0}, together=0.1)
     predictions = {"a": Prediction(9.0, 9.0, None), "b": Prediction(0.5, 0.5, None)}
@@ -213,24 +242,17 @@ CARRIES = replace(HEALTHY, kl=0.5, prediction=Prediction(0.5, 0.5, 0.5))
         ),
         # error feedback for inputs that do not occur: larger and dearer than plain rounding
         (
-            replace(
-                HEALTHY,
-                error=replace(ERROR, relative=0.12),
-                prediction=Prediction(0.002, 0.002, 0.001),
-                kl=0.002,
-            ),
+            replace(HEALTHY, error=replace(ERROR, relative=0.12), kl=0.002, plain_kl=0.001),
             "badly done",
             "1.2 times that of plain rounding in w4a-g64 and costs 2 times",
         ),
         # error feedback as it should be: larger and cheaper
-        (
-            replace(HEALTHY, error=replace(ERROR, relative=0.12), prediction=Prediction(0.001, 0.002, 0.002)),
-            "fine",
-            "",
-        ),
+        (replace(HEALTHY, error=replace(ERROR, relative=0.12), kl=0.001, plain_kl=0.002), "fine", ""),
         # scales that clip: smaller and dearer, of which nothing is said where it carries little
+        (replace(HEALTHY, error=replace(ERROR, relative=0.09), kl=0.002, plain_kl=0.001), "fine", ""),
+        # a prediction alone condemns nothing
         (
-            replace(HEALTHY, error=replace(ERROR, relative=0.09), prediction=Prediction(0.002, 0.002, 0.001)),
+            replace(HEALTHY, error=replace(ERROR, relative=0.12), prediction=Prediction(0.01, 0.01, 0.002)),
             "fine",
             "",
         ),

@@ -189,7 +189,7 @@ def test_runtime_and_data() -> None:
 
 def test_a_unit_worse_than_plain_rounding_stands_before_those_that_could_be_better() -> None:
     worse = msgspec.structs.replace(
-        unit(KEY, 0.01, "badly done"), relative_error=0.13, nearest_error=0.1, plain_kl=0.004
+        unit(KEY, 0.01, "badly done", swap=0.01), relative_error=0.13, nearest_error=0.1, plain_kl=0.004
     )
     found = conclude(lint(), attribution(unit(DOWN, 0.1, "badly done"), worse))
     assert [(cause.code, cause.units) for cause in found.causes] == [

@@ -18,7 +18,7 @@ from quantriage.diagnose.change_scores import Change, Shift, score_changes
 from quantriage.diagnose.hybrid import Pair, Unit
 from quantriage.diagnose.hybrid_runs import HybridRuns
 from quantriage.diagnose.noise import RowNoise
-from quantriage.diagnose.own_rounding import own_grid
+from quantriage.diagnose.own_rounding import RoundedAnew, own_grid
 from quantriage.diagnose.unit_errors import UnitError, site_weight, stored_of
 from quantriage.model.site import Site
 from quantriage.stream.progress import Progress, silent
@@ -29,6 +29,7 @@ MINOR = 0.005  # a site with less of the predicted KL is no culprit, however man
 RESTORED = 0.05  # part of the total from which a unit is also restored
 SUSPECT = 2.0  # times the explained error from which a site is measured, however little it may cost
 SUSPECTS = 8  # of them at most
+COMPARED = 4  # sites whose plain rounding is swapped in as well
 DENSE_ERROR = 0.005  # of an unquantized tensor; bfloat16 rounding is 0.002
 UNBOUNDED = 1e6  # stands for an infinite KL in records, which hold finite figures only
 
@@ -151,6 +152,35 @@ def measure(
             break
         found.restores[name] = found.total - bounded(runs.score(set(names) - {name}).kl)
         progress("restores", done + 1, len(culprits))
+    return found
+
+
+def compare_plain(
+    runs: HybridRuns,
+    errors: Mapping[str, UnitError],
+    predictions: Mapping[str, Prediction],
+    clock: Clock,
+    larger: float,
+) -> dict[str, tuple[float, float]]:
+    """KL of a few sites as they are and rounded plainly, each swapped in alone, while the time allows.
+
+    Asked of sites whose error is `larger` times plain rounding's, those first that seem to lose by it.
+    """
+    began = clock.elapsed
+    loss = {
+        name: p.actual / p.nearest
+        for name, p in predictions.items()
+        if p.nearest and (plain := errors[name].nearest) and errors[name].relative > larger * plain
+    }
+    found: dict[str, tuple[float, float]] = {}
+    for name in sorted(loss, key=lambda n: -loss[n])[:COMPARED]:
+        unit = runs.units[name]
+        own = own_grid(stored_of(runs.pair, unit))
+        if own is None or not clock.allows(runs, began, {name}):
+            continue
+        flipped = frozenset(unit.tensors[:1] if unit.site is not None and unit.site.transposed else ())
+        other = RoundedAnew(runs.pair.reference, {unit.tensors[0]: own}, flipped)
+        found[name] = (bounded(runs.score({name}).kl), bounded(runs.score_other(other).kl))
     return found
 
 

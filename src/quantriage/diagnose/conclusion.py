@@ -129,7 +129,7 @@ def _tier(severity: str, explained: Collection[UnitAttribution]) -> int:
 
 
 def _harmed(unit: UnitAttribution) -> bool:
-    return worse_than_plain(unit.relative_error, unit.nearest_error, unit.predicted_kl, unit.plain_kl)
+    return worse_than_plain(unit.relative_error, unit.nearest_error, unit.swap_kl, unit.plain_kl)
 
 
 def _from_attribution(attribution: Attribution, explained: Sequence[str]) -> list[_Ranked]:

@@ -17,8 +17,8 @@ STANDS_OUT = 2.0
 """Times the median of its siblings' error ratios; a tool that rounds all layers oddly damages none."""
 PLACED = 0.5
 """Part of what other errors of its size cost, below which a large error was put where it does not hurt."""
-LARGER, DEARER = 1.1, 1.5
-"""Times the error and times the predicted KL of plain rounding: above both, error feedback did harm."""
+LARGER, DEARER = 1.1, 1.2
+"""Times the error and times the measured KL of plain rounding: above both, error feedback did harm."""
 STRUCTURED = 8.0
 """Noise ratio that rounding does not reach: with few dominating inputs it may reach 4 by chance."""
 STRUCTURED_ERROR = 1.3
@@ -38,6 +38,7 @@ class Evidence:
     """What is known of one unit. Shares are of the candidate's total KL.
 
     sibling_ratio: median over units stored alike of relative over expected error. optimal_kl, kl: nats.
+    plain_kl: measured of plain rounding, only where kl is measured too.
     """
 
     error: UnitError
@@ -47,6 +48,7 @@ class Evidence:
     units: int
     sibling_ratio: float
     optimal_kl: float | None = None
+    plain_kl: float | None = None
 
     @property
     def share(self) -> float:
@@ -72,27 +74,26 @@ def judge(evidence: Evidence) -> tuple[Judgement, str]:
     return _culprit(evidence)
 
 
-def worse_than_plain(
-    relative: float, nearest: float | None, actual: float | None, plain: float | None
-) -> bool:
+def worse_than_plain(relative: float, nearest: float | None, swap: float | None, plain: float | None) -> bool:
     """Whether a unit has a larger error than plain rounding and loses more: no effort would have been better.
 
-    relative, nearest: errors, as stored and of plain rounding; actual, plain: predicted KL of the two. Error
-    feedback trades the one for the other. Where both grew, it followed inputs that the model does not see.
+    relative, nearest: errors, as stored and of plain rounding; swap, plain: KL of the reference with the one
+    and with the other. Error feedback trades error for KL. Where both grew, it followed inputs that the model
+    does not see. Predicted KL will not do: on few sequences two predictions may differ fourfold by chance.
     """
-    if nearest is None or actual is None or plain is None or not plain > 0:
+    if nearest is None or swap is None or plain is None or not plain > 0:
         return False
-    return relative > LARGER * nearest and actual > DEARER * plain
+    return relative > LARGER * nearest and swap > DEARER * plain
 
 
 def _harm(e: Evidence) -> str:
-    p = e.prediction
-    if p is None or not worse_than_plain(e.error.relative, e.error.nearest, p.actual, p.nearest):
+    if not worse_than_plain(e.error.relative, e.error.nearest, e.kl, e.plain_kl):
         return ""
-    assert p.nearest is not None
+    assert e.kl is not None
+    assert e.plain_kl is not None
     return (
         f"its error is {e.ratio:.2g} times that of plain rounding in {e.error.layout} and costs "
-        f"{p.actual / p.nearest:.2g} times as much: it was rounded for inputs unlike this text, or for none"
+        f"{e.kl / e.plain_kl:.2g} times as much: it was rounded for inputs unlike this text, or for none"
     )
 
 

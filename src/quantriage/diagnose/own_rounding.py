@@ -63,7 +63,7 @@ class RoundedAnew:
     """A WeightSource: `inner` with plain rounding of some tensors; `transposed` ones are stored [in, out]."""
 
     inner: WeightSource
-    schemes: Mapping[str, OwnScheme]
+    schemes: Mapping[str, OwnScheme | PlainGrid]
     transposed: frozenset[str]
 
     def names(self) -> tuple[str, ...]:

@@ -66,7 +66,9 @@ class UnitAttribution(Record, frozen=True):
     optimal_kl: float | None = None  # predicted KL of the best rounding known here in the same scheme
     judgement: Judgement = "fine"
     reason: str = ""
-    plain_kl: float | None = None  # predicted KL of plain rounding in the same scheme
+    plain_kl: float | None = (
+        None  # reference with only this unit, rounded plainly in its scheme; measured for a few
+    )
 
 
 class Attribution(Record, frozen=True):

@@ -70,6 +70,21 @@ def test_it_is_what_bitsandbytes_rounds_to() -> None:
         assert residual_of(value, rounded) < 0.005  # their own cast to bfloat16
 
 
+@pytest.mark.parametrize("name", ["hqq_half", "bnb_nf4", "bnb_nf4_double", "bnb_fp4"])
+def test_groups_make_the_values_of_a_golden(name: str) -> None:
+    weights = read(GOLDEN / name)
+    seen = 0
+    for tensor in weights.names():
+        stored = weights.stored(tensor.removesuffix(".weight"))
+        groups = None if stored is None else groups_of(stored)
+        if groups is None or stored is None:
+            continue
+        seen += 1
+        value = groups.values(torch.arange(stored.shape[0]))
+        assert torch.allclose(value, weights.get(tensor), rtol=1e-3, atol=1e-5)
+    assert seen
+
+
 def straddling(reference: Tensor, width: int) -> tuple[Tensor, StoredWeight]:
     """NF4 in blocks over the flattened weight."""
     table = torch.tensor(TABLES["nf4"])

@@ -115,10 +115,13 @@ def _flat_table(values: Tensor, rows: int, columns: int) -> Tensor | None:
 
 
 def _zero(stored: StoredWeight, rows: int, count: int) -> Tensor | None:
-    """Codes of zero [out, groups], float32: stored, a symmetric grid's centre, or 0 beside an offset."""
+    """Codes of zero [out, groups], float32: 0 beside an offset, else stored, or a symmetric grid's centre.
+
+    HQQ's reader gives both where its zeros are integers: two forms of one number.
+    """
+    if stored.offset is not None:
+        return torch.zeros(rows, count)
     if stored.zero_point is not None:
         found = _table(stored.zero_point.to(torch.float32), rows)
         return found if found is not None and found.shape[1] == count else None
-    if stored.offset is not None:
-        return torch.zeros(rows, count)
     return torch.full((rows, count), float(stored.levels // 2))
