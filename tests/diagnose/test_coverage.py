@@ -22,7 +22,8 @@ from quantriage.diagnose.coverage_moments import (
 )
 from quantriage.diagnose.coverage_pairs import mismatch_matrix
 from quantriage.diagnose.coverage_samples import compare_tokens, energy_distance, jensen_shannon
-from quantriage.records.calibration import InputCoverage
+from quantriage.diagnose.coverage_verdict import check_verdict
+from quantriage.records.calibration import ExpectedCost, InputCoverage, TwoSample
 from quantriage.stream.compute import Compute
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import Stream
@@ -324,3 +325,17 @@ def test_greedy_additions_are_the_best_by_exhaustion_and_skip_repeats() -> None:
 
 def test_nothing_is_proposed_from_nothing() -> None:
     assert Coverage().grams.numel() == 0
+
+
+@pytest.mark.parametrize(
+    ("p_value", "fixed", "verdict"),
+    [(0.5, 0.5, "covered"), (0.001, 0.99, "differs"), (0.001, 0.5, "not covered"), (0.001, None, "differs")],
+)
+def test_a_difference_counts_once_it_costs(p_value: float, fixed: float | None, verdict: str) -> None:
+    test = TwoSample(what="tokens", statistic=1.0, baseline=0.5, p_value=p_value)
+    cost = None
+    if fixed is not None:
+        cost = ExpectedCost(
+            scheme="w4a", method="gptq", predicted=1.0, predicted_fixed=fixed, windows_added=2
+        )
+    assert check_verdict([test], [], cost)[0] == verdict

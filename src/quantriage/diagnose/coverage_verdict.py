@@ -18,6 +18,7 @@ from quantriage.records.calibration import (
 )
 
 _LEAST_PAIRS = 4
+_WORTH = 0.05  # of the predicted KL
 _PREDICTORS: dict[str, Callable[[MatrixCell], float | None]] = {
     "predicted KL": lambda cell: cell.predicted_kl,
     "Hessian mismatch": lambda cell: cell.mismatch,
@@ -86,10 +87,13 @@ def matrix_sentence(sets: Sequence[MatrixSet], cells: Sequence[MatrixCell]) -> s
     )
 
 
+Verdict = Literal["covered", "differs", "not covered"]
+
+
 def check_verdict(
     tests: Sequence[TwoSample], inputs: Sequence[InputCoverage], cost: ExpectedCost | None
-) -> tuple[Literal["covered", "not covered"], str]:
-    """Covered unless an input is in alarm or a test rejects, and what that costs in a sentence."""
+) -> tuple[Verdict, str]:
+    """Not covered if an input is in alarm, or a test rejects and adding production's windows gains."""
     alarms = [found for found in inputs if found.alarm]
     rejected = [test.what for test in tests if test.p_value < ALARM_P]
     worst = max(alarms, key=lambda found: found.ratio or 0.0, default=None)
@@ -102,13 +106,22 @@ def check_verdict(
             f"{worst.sites[0]}{times}"
         )
     elif rejected:
-        said = f"the {' and '.join(rejected)} differ, but no input gets what calibration lacks"
+        said = f"the {' and '.join(rejected)} differ, though no single input is in alarm"
     else:
         said = "no test tells the two apart, and no input gets what calibration lacks"
     if cost is not None:
         said += f"; {_priced(cost)}"
-    verdict: Literal["covered", "not covered"] = "not covered" if alarms else "covered"
+    verdict: Verdict = "differs" if rejected else "covered"
+    if alarms or (rejected and cost is not None and _gains(cost)):
+        verdict = "not covered"
     return verdict, f"{said[:1].upper()}{said[1:]}."
+
+
+def _gains(cost: ExpectedCost) -> bool:
+    """Whether adding production's windows helps: for certain where measured, else by a predicted part."""
+    if cost.difference is not None:
+        return cost.difference.high < 0
+    return cost.predicted_fixed < (1 - _WORTH) * cost.predicted
 
 
 def _priced(cost: ExpectedCost) -> str:

@@ -162,7 +162,7 @@ class CalibrationCheck(Record, frozen=True):
 
     calibration: DataIdentity
     production: DataIdentity
-    verdict: Literal["covered", "not covered"]
+    verdict: Literal["covered", "differs", "not covered"]  # differs: told apart, at no cost shown
     sentence: str
     tests: tuple[TwoSample, ...]
     tokens: TokenCoverage

@@ -74,8 +74,8 @@ def build(records: RunRecords) -> Section | None:
     if found is None:
         return None
     content = CoverageContent(
-        state="proven" if found.verdict == "covered" else "blamed",
-        badge="Covered" if found.verdict == "covered" else "Not covered",
+        state={"covered": "proven", "differs": "open", "not covered": "blamed"}[found.verdict],
+        badge=sentence(found.verdict),
         sentence=found.sentence,
         tiles=_tiles(found),
         tests=_tests(found),
