@@ -207,6 +207,9 @@ def test_what_is_published_for_large_models_is_not_claimed_for_a_small_one() -> 
     assert by_id["gguf-q8_0"].quality.basis == "expected"
     assert found.index(by_id["gguf-q8_0"]) < found.index(by_id["gguf-q4_k"])  # known before unknown
     assert "group size 64" in rejected["w4-g64", "vllm"].reasons[-1]
+    assert rejected["gguf-q6_k", "llama.cpp"].reasons == (
+        "most of its rows would be stored as Q8_0: take GGUF Q8_0",
+    )
 
 
 def test_types_that_do_not_fit_the_rows_are_named() -> None:

@@ -100,12 +100,12 @@ def _outside_products(entry: BenchEntry, reference: BenchEntry) -> SpeedReason |
 
 def _not_memory_bound(reference: BenchEntry, bandwidth: float) -> SpeedReason | None:
     """Fewer bytes help only a decode that waits for them."""
-    size = reference.weight_bytes or reference.file_bytes
+    size = reference.weight_bytes or reference.file_bytes  # a file in float32 is at most what is read
     used = size * reference.decode.value
     if used >= _MEMORY_BOUND * bandwidth:
         return None
     text = (
-        f"the unquantized model's decode does not wait for memory: {_megabytes(size)} times "
+        f"the unquantized model's decode does not wait for memory: at most {_megabytes(size)} times "
         f"{reference.decode.value:.3g} tokens/s is {used / 1e9:.2g} GB/s, this machine reads "
         f"{bandwidth / 1e9:.2g} GB/s. Fewer bytes save nothing there; work around the products does"
     )

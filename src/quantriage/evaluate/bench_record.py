@@ -121,6 +121,7 @@ def _comparison(
     prefill = paired_ratio(prefill_rates(ours, plan.prompt), prefill_rates(theirs, plan.prompt))
     decode = paired_ratio(decode_rates(ours, plan.new), decode_rates(theirs, plan.new))
     first, second = outcome(prefill), outcome(decode)
+    cpu = paired_ratio([max(r.cpu, 1e-9) for r in theirs], [max(r.cpu, 1e-9) for r in ours])
     memory = entry.peak_memory / reference.peak_memory
     reasons = speed_reasons(entry, reference, bandwidth, first, second)
     return BenchComparison(
@@ -130,12 +131,12 @@ def _comparison(
         prefill=prefill,
         decode=decode,
         first_token=paired_ratio([r.first for r in theirs], [r.first for r in ours]),
-        cpu=paired_ratio([max(r.cpu, 1e-9) for r in theirs], [max(r.cpu, 1e-9) for r in ours]),
+        cpu=cpu,
         memory=memory,
         prefill_outcome=first,
         decode_outcome=second,
         reasons=reasons,
-        sentence=_sentence(entry, reference, (prefill, first), (decode, second), memory),
+        sentence=_sentence(entry, reference, (prefill, first), (decode, second), cpu, memory),
     )
 
 
@@ -144,14 +145,16 @@ def _sentence(
     reference: BenchEntry,
     prefill: tuple[Interval, Outcome],
     decode: tuple[Interval, Outcome],
+    cpu: Interval,
     memory: float,
 ) -> str:
     """Slower is said plainly and first."""
     parts = [_phase("decode", *decode), _phase("prefill", *prefill)]
     parts.sort(key=lambda part: "slower" not in part)
     return (
-        f"{entry.label} ({entry.layout}) against {reference.label}: {parts[0]}, {parts[1]}; peak memory "
-        f"{memory:.2f} times as much."
+        f"{entry.label} ({entry.layout}) against {reference.label}: {parts[0]}, {parts[1]}; processor time "
+        f"{1 / cpu.value:.2f} times as much ({1 / cpu.high:.2f} to {1 / cpu.low:.2f}), peak memory "
+        f"{memory:.2f} times."
     )
 
 

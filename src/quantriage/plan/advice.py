@@ -85,6 +85,9 @@ def _judge(
     support = rules.supports(engine, rule.family, asked.hardware)
     if support is None:
         reasons.append(f"no source says that {engine} runs {rule.family} on {rules.hardware[asked.hardware]}")
+    other = _same_as(rule, subject.shape, rules)
+    if other is not None:
+        reasons.append(f"most of its rows would be stored as {other.weights.type}: take {other.title}")
     measured = evidence.of_layouts(rule.layouts)
     try:
         size = weight_size(subject.shape, rule.weights, rules.fallback)
@@ -274,6 +277,15 @@ def _why(one: _Judged, following: _Judged | None, asked: Constraints) -> str:
     if one.order != following.order:
         return f"as fast as {name} as far as is known, and loses less"
     return f"as {name}, in fewer bytes or another engine"
+
+
+def _same_as(rule: StrategyRule, shape: ModelShape, rules: Rules) -> StrategyRule | None:
+    """The strategy that a GGUF type becomes where 256 does not divide most of the rows, if there is one."""
+    instead = rules.fallback.get(rule.weights.type or "")
+    rows = sum(m.weights for m in shape.matrices if m.shape[1] % 256)
+    if instead is None or 2 * rows <= sum(m.weights for m in shape.matrices):
+        return None
+    return next((one for one in rules.strategies if one.weights.type == instead), None)
 
 
 def replaced_types(shape: ModelShape, rules: Rules, chosen: Sequence[Strategy]) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ def _view(
     most_is_best: bool,
 ) -> View:
     bars = [
-        Bar(one.label, figure_of(one), one.reference, (f"{one.layout}, {one.dtype}", one.version))
+        Bar(f"{one.label} ({one.layout})", figure_of(one), one.reference, (one.dtype, one.version))
         for one in entries
     ]
     return View(label, _caption(bars, unit, most_is_best), bars_figure(bars, unit))
@@ -152,10 +152,11 @@ def _caption(bars: Sequence[Bar], unit: str, most_is_best: bool) -> str:
     best, rival = max(quantized, key=better), max(dense, key=better)
     wins = better(best) > better(rival)
     apart = best.found.low > rival.found.high or best.found.high < rival.found.low
-    between = "" if apart else ", but their intervals overlap"
     ratio = best.found.value / rival.found.value if rival.found.value else 1.0
+    verdict = f"so quantizing {'pays' if wins else 'does not pay'} here"
+    if not apart:
+        verdict = "which these intervals do not tell apart"
     return (
         f"The best quantized model, {best.name}, has {number(best.found.value)} {unit}, the best unquantized "
-        f"one, {rival.name}, {number(rival.found.value)}: {number(ratio)} times as much, so quantizing "
-        f"{'pays' if wins else 'does not pay'} here{between}."
+        f"one, {rival.name}, {number(rival.found.value)}: {number(ratio)} times as much, {verdict}."
     )
