@@ -8,6 +8,7 @@ embedding and the scales, a third of a small model.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -61,9 +62,10 @@ class Size:
 
 def model_shape(config: PretrainedConfig) -> ModelShape:
     """Shapes of the model that the config describes. Raises ArchitectureError if transformers knows none."""
+    maker: Any = AutoModelForCausalLM  # which leaves its functions unannotated
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model: Any = maker.from_config(config)
     except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise ArchitectureError(f"transformers cannot build this model from its config ({error})") from error
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
