@@ -114,7 +114,7 @@ class QuantizeOptions(CalibrationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LintOptions:
-    """`lint`: what is structurally wrong with a checkpoint, without running it; exit code 10 on errors."""
+    """`lint`: what is structurally wrong with a checkpoint, without running it; exit code 11 on errors."""
 
     candidate: str = _required("model to look at: a folder, file or hub id in any format that is read")
     reference: str | None = _option(None, "the model it was made from: every weight is checked against it")
@@ -168,7 +168,7 @@ class BisectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseOptions:
-    """`diagnose`: what is wrong with a checkpoint and which layers lost how much; exit code 10 on faults."""
+    """`diagnose`: what is wrong with a checkpoint and which layers lost how much; exit code 11 on faults."""
 
     reference: str = _required("full-precision model that the candidate was made from")
     candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
