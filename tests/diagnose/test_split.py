@@ -23,18 +23,25 @@ def around(value: float, width: float = 0.02) -> Interval:
     return Interval(value=value, low=value * (1 - width), high=value * (1 + width))
 
 
-def weights(kl: float, explained: float = 0.1, difference: float = 0.3) -> SplitLeg:
+def weights(
+    kl: float,
+    explained: float = 0.1,
+    difference: float = 0.3,
+    width: float = 0.02,
+    excess: Interval | None = None,
+) -> SplitLeg:
     return SplitLeg(
         part="weights",
         label="the text",
         engine="quantriage float32",
-        kl=around(kl),
+        kl=around(kl, width),
         nll_shift=around(kl),
         largest_difference=1.0,
         noise_floor=None,
         tokens=1000,
         mean_difference=around(difference),
         explained_kl=explained,
+        excess_kl=excess,
     )
 
 
@@ -72,6 +79,14 @@ CASES: dict[str, tuple[tuple[SplitLeg, ...], str]] = {
     "better than plain rounding": ((weights(0.03),), "none"),
     "nothing lost, nothing explained": ((weights(0.5 * LEAST_KL, explained=0.0),), "none"),
     "weights beyond their scheme": ((weights(0.4), runtime(0.02)), "weights"),
+    "beyond in pairs, though windows differ": (
+        (weights(0.19, explained=0.117, width=0.5, excess=Interval(value=0.015, low=0.008, high=0.02)),),
+        "weights",
+    ),
+    "not beyond in pairs": (
+        (weights(0.19, explained=0.117, width=0.01, excess=Interval(value=0.015, low=-0.001, high=0.03)),),
+        "none",
+    ),
     "dense weights that lose": ((weights(0.02, explained=0.0),), "weights"),
     "just within the factor": ((weights(0.1 * EXPLAINED_FACTOR),), "none"),
     "engine beyond its floor": ((weights(0.1), runtime(0.2)), "runtime"),

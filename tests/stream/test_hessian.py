@@ -61,3 +61,11 @@ def test_products_in_bfloat16_round_once_a_batch() -> None:
     scale = torch.outer(total.value().diagonal(), total.value().diagonal()).sqrt()
     assert (error / scale).abs().max() < 2**-7  # one rounding of each input, one of the product
     assert (error / scale).pow(2).mean().sqrt() < 2**-10
+
+
+def test_float32_inputs_are_summed_in_float32_under_autocast() -> None:
+    rows, weights = some_rows(12)
+    total = HessianSum(12, CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        total.update(rows, weights)
+    torch.testing.assert_close(total.value().double(), naive(rows, weights), atol=ROUNDING, rtol=ROUNDING)

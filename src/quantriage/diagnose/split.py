@@ -64,9 +64,15 @@ def decide(guards: Sequence[GuardFinding], legs: Sequence[SplitLeg]) -> Decision
 
 
 def beyond_scheme(leg: SplitLeg) -> bool:
-    """Whether weights lose more than plain rounding in their own schemes explains, beyond their interval."""
-    allowed = max(EXPLAINED_FACTOR * (leg.explained_kl or 0.0), LEAST_KL)
-    return leg.kl is not None and leg.kl.low > allowed
+    """Whether weights lose more than plain rounding in their own schemes explains, beyond the interval.
+
+    Both are measured on the same windows: where the difference was taken window by window, its interval counts.
+    """
+    if leg.kl is None:
+        return False
+    if leg.excess_kl is not None:
+        return leg.kl.value > LEAST_KL and leg.excess_kl.low > 0
+    return leg.kl.low > max(EXPLAINED_FACTOR * (leg.explained_kl or 0.0), LEAST_KL)
 
 
 def beyond_floor(leg: SplitLeg) -> bool:

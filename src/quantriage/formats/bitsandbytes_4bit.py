@@ -145,8 +145,8 @@ def read_four_bit(source: SafetensorsSource, name: str, quant_type: str) -> Four
     nested = None
     if "nested_blocksize" in state:
         offset = state["nested_offset"]
-        number = isinstance(offset, int | float) and not isinstance(offset, bool)
-        if not (number and -_LARGEST < offset < _LARGEST):
+        truth = isinstance(offset, bool)
+        if not (isinstance(offset, int | float) and not truth and -_LARGEST < offset < _LARGEST):
             raise CheckpointError(f"{where}: nested_offset {str(offset)[:80]} is no finite float32")
         nested = Nested(_block_size(state["nested_blocksize"], where), float(offset))
     return FourBitWeight(source, name, quant_type, shape, _block_size(state["blocksize"], where), nested)

@@ -122,6 +122,7 @@ class SplitLeg(Record, frozen=True):
     # mean |change of log p(text)|: of a runtime against the candidate in our mathematics, else the reference
     mean_difference: Interval | None = None
     explained_kl: float | None = None  # what plain rounding in the candidate's schemes loses on these tokens
+    excess_kl: Interval | None = None  # KL minus what is allowed beside plain rounding's, in pairs by window
 
 
 class GuardFinding(Record, frozen=True):

@@ -108,10 +108,10 @@ class RunRecords:
     @cached_property
     def of_diagnosis(self) -> bool:
         """Whether this run only looked at a model or a checkpoint, and so had nothing to ship or to prove."""
-        every = (self.lint, self.attribution, self.bisection, self.split, self.candidate, self.repair)
-        every = (*every, self.calibration_set, self.calibration_matrix, self.calibration_check)
-        laboratory = (self.outliers, self.bench, self.advice)
-        return any(record is not None for record in (*every, *laboratory))
+        diagnosis = (self.lint, self.attribution, self.bisection, self.split, self.candidate, self.repair)
+        calibration = (self.calibration_set, self.calibration_matrix, self.calibration_check)
+        laboratory = (self.outliers, self.sweep, self.bench, self.advice)
+        return any(record is not None for record in (*diagnosis, *calibration, *laboratory))
 
     @cached_property
     def names(self) -> tuple[str | None, str | None]:

@@ -24,14 +24,18 @@ class HessianSum:
         self.tokens = 0
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a copy of the inputs."""
+        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a copy of the inputs.
+
+        The inputs' dtype decides, also where a caller is under autocast.
+        """
         rows = inputs
         if weights is not None:
             rows = rows * weights.sqrt().to(rows.dtype).unsqueeze(1)
         self.tokens += rows.shape[0]
-        for start in range(0, rows.shape[1], _BLOCK):
-            columns = slice(start, start + _BLOCK)
-            self._sum[start:, columns] += rows[:, start:].T @ rows[:, columns]
+        with torch.autocast(rows.device.type, enabled=False):
+            for start in range(0, rows.shape[1], _BLOCK):
+                columns = slice(start, start + _BLOCK)
+                self._sum[start:, columns] += rows[:, start:].T @ rows[:, columns]
 
     def merge(self, other: "HessianSum") -> None:
         """Add another sum over other tokens."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantriage.data.token_set import TokenSet
 from quantriage.diagnose.plain_rounding import standing_scheme
-from quantriage.diagnose.split import LEAST_DIFFERENCE, RUNTIME_FACTOR
+from quantriage.diagnose.split import EXPLAINED_FACTOR, LEAST_DIFFERENCE, RUNTIME_FACTOR
 from quantriage.errors import EngineError
 from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.engines.difference import difference
@@ -101,10 +101,11 @@ def data_leg(bench: SplitBench, tokens: TokenSet, label: str) -> SplitLeg:
 def _scored_leg(bench: SplitBench, tokens: TokenSet, part: str, label: str) -> tuple[SplitLeg, TokenScores]:
     meter = bench.meter(tokens, f"{label}: candidate")
     scores = meter.model_scores(bench.weights_alone(), bench.reference.map)
-    explained = 0.0
+    explained, excess = 0.0, None
     if bench.schemes:
         plain = replace(meter, stage=f"{label}: plain rounding").nearest(bench.schemes)
         explained = float(plain.kl.double().mean())
+        excess = _kl_interval(scores.kl.double() - EXPLAINED_FACTOR * plain.kl.double())
     change = difference(-scores.reference_nll, -scores.nll)
     leg = SplitLeg(
         part="data" if part == "data" else "weights",
@@ -117,6 +118,7 @@ def _scored_leg(bench: SplitBench, tokens: TokenSet, part: str, label: str) -> t
         tokens=change.tokens,
         mean_difference=change.mean_absolute,
         explained_kl=explained,
+        excess_kl=excess,
     )
     return leg, scores
 
