@@ -66,7 +66,7 @@ def decide(guards: Sequence[GuardFinding], legs: Sequence[SplitLeg]) -> Decision
 def beyond_scheme(leg: SplitLeg) -> bool:
     """Whether weights lose more than plain rounding in their own schemes explains, beyond the interval.
 
-    Both are measured on the same windows: where the difference was taken window by window, its interval counts.
+    Both are measured on the same windows: a difference taken window by window has its own, narrower interval.
     """
     if leg.kl is None:
         return False
