@@ -268,13 +268,16 @@ class Verdict(Record, frozen=True):
     bits_per_weight: float
 
 
-class RunSummary(Record, frozen=True):
-    """The head of a run folder: what was asked and what became of it."""
+class RunSummary(Record, frozen=True, kw_only=True):
+    """The head of a run folder: what was asked and what became of it.
+
+    target, budget, verdict: of a run that makes a checkpoint.
+    """
 
     title: str
     model: str
-    target: str
-    budget: float | None
-    verdict: Verdict | None
+    target: str = ""
+    budget: float | None = None
+    verdict: Verdict | None = None
     stages: tuple[Stage, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()

@@ -49,11 +49,7 @@ def advise(options: AdviseOptions, progress: Progress = silent) -> Advice:  # no
             RunSummary(
                 title=f"Advice for {options.model.rstrip('/').rpartition('/')[2]}",
                 model=options.model,
-                target="",
-                budget=None,
-                verdict=None,
                 stages=tuple(clock.stages),
-                findings=(),
             ),
         )
         render(options.run)

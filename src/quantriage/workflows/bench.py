@@ -227,11 +227,7 @@ def _write(
         RunSummary(
             title="Speed against the unquantized model",
             model=first.source,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
-            findings=(),
         ),
     )
     render(folder)

@@ -14,7 +14,6 @@ from quantriage.diagnose.hybrid_runs import HybridRuns, StateRoom
 from quantriage.diagnose.own_rounding import RoundedAnew, own_scheme
 from quantriage.diagnose.unit_errors import stored_of
 from quantriage.records.diagnosis import Bisection, BisectStep
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import BISECTION, LOCK, SUMMARY, RunDir
 from quantriage.records.types import RunSummary
 from quantriage.report.render import render
@@ -151,10 +150,8 @@ def bisect(options: BisectOptions, progress: Progress = silent) -> Bisection:
     run.write(BISECTION, found)
     run.write(
         LOCK,
-        make_lock(
+        reference.lock(
             command="bisect",
-            model_source=reference.source,
-            model_digest=reference.checkpoint.digest(),
             data=[tokens.identity("evaluation")],
             seed=options.seed,
             settings={
@@ -162,7 +159,6 @@ def bisect(options: BisectOptions, progress: Progress = silent) -> Bisection:
                 "candidate_digest": candidate.checkpoint.digest(),
                 "criterion": found.criterion,
             },
-            hardware=reference.hardware(),
         ),
     )
     run.write(
@@ -170,11 +166,7 @@ def bisect(options: BisectOptions, progress: Progress = silent) -> Bisection:
         RunSummary(
             title=f"Bisect of {candidate.label} against {reference.label}",
             model=options.reference,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
-            findings=(),
         ),
     )
     render(options.run)

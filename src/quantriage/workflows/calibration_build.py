@@ -8,7 +8,6 @@ from quantriage.data.build_sources import parse_source
 from quantriage.data.windows import check_vocabulary
 from quantriage.errors import UsageError
 from quantriage.records.calibration import SET, CalibrationSet
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, SUMMARY, RunDir
 from quantriage.records.types import RunSummary
 from quantriage.report.render import render
@@ -45,22 +44,16 @@ def build(options: BuildOptions, progress: Progress = silent) -> CalibrationSet:
     if options.run is not None:
         run = RunDir(options.run)
         run.write(SET, manifest)
-        lock = make_lock(
+        lock = opened.lock(
             command="calibration build",
-            model_source=opened.source,
-            model_digest=opened.checkpoint.digest(),
             data=[manifest.tokens],
             seed=options.seed,
             settings={"sources": " ".join(options.source), "packing": options.packing},
-            hardware=opened.hardware(),
         )
         run.write(LOCK, lock)
         summary = RunSummary(
             title=f"Calibration set {options.out.name} for {opened.label}",
             model=opened.source,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
             findings=manifest.findings,
         )

@@ -30,7 +30,6 @@ from quantriage.records.calibration import (
     PromptCoverage,
     SourceShare,
 )
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, SITES, SUMMARY, RunDir
 from quantriage.records.types import Finding, Interval, RunSummary
 from quantriage.report.render import render
@@ -308,14 +307,11 @@ def _write(job: _Job, found: CalibrationCheck, clock: StageClock) -> None:
     held_out = job.held_out.tokens.identity("evaluation")
     run.write(
         LOCK,
-        make_lock(
+        opened.lock(
             command="calibration check",
-            model_source=opened.source,
-            model_digest=opened.checkpoint.digest(),
             data=[found.calibration, found.production, held_out],
             seed=options.seed,
             settings={"scheme": options.scheme, "method": options.method, "fix": options.fix},
-            hardware=opened.hardware(),
         ),
     )
     run.write(
@@ -323,9 +319,6 @@ def _write(job: _Job, found: CalibrationCheck, clock: StageClock) -> None:
         RunSummary(
             title=f"Does {Path(options.calibration).name} cover {Path(options.production).name}?",
             model=opened.source,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
             findings=found.findings,
         ),

@@ -14,7 +14,6 @@ from quantriage.errors import UsageError
 from quantriage.evaluate.intervals import mean_interval, perplexity_interval
 from quantriage.evaluate.token_scores import TokenScores
 from quantriage.records.calibration import MATRIX, CalibrationMatrix, MatrixCell, MatrixSet
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, SITES, SUMMARY, RunDir
 from quantriage.records.types import Interval, RunSummary
 from quantriage.report.render import render
@@ -228,24 +227,17 @@ def _write(
     sets = [row.tokens for row in found.sets if row.tokens is not None]
     run.write(
         LOCK,
-        make_lock(
+        opened.lock(
             command="calibration compare",
-            model_source=opened.source,
-            model_digest=opened.checkpoint.digest(),
             data=[*sets, *found.domains],
             seed=options.seed,
             settings={"scheme": options.scheme, "method": options.method},
-            hardware=opened.hardware(),
         ),
     )
     summary = RunSummary(
         title=f"Calibration sets for {opened.label}",
         model=opened.source,
-        target="",
-        budget=None,
-        verdict=None,
         stages=tuple(clock.stages),
-        findings=(),
     )
     run.write(SUMMARY, summary)
     render(options.run)

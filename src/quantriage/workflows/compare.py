@@ -14,7 +14,6 @@ from quantriage.evaluate.engines.protocol import DTYPES, Engine
 from quantriage.evaluate.engines.registry import ENGINES, make_engine
 from quantriage.evaluate.guard import check_guard, comparable, same_settings
 from quantriage.records.diagnosis import GuardFinding, Split, SplitLeg
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, SPLIT, SUMMARY, RunDir
 from quantriage.records.types import RunSummary
 from quantriage.report.render import render
@@ -163,10 +162,8 @@ def _write(
     run.write(SPLIT, split)
     run.write(
         LOCK,
-        make_lock(
+        reference.lock(
             command="compare",
-            model_source=reference.source,
-            model_digest=reference.checkpoint.digest(),
             data=[tokens.identity("evaluation") for tokens in data],
             seed=0,
             settings={
@@ -176,7 +173,6 @@ def _write(
                 "engine_dtype": options.engine_dtype,
                 "engine_options": ", ".join(options.engine_option),
             },
-            hardware=reference.hardware(),
         ),
     )
     run.write(
@@ -184,11 +180,7 @@ def _write(
         RunSummary(
             title=f"{candidate.label} against {reference.label}: weights, runtime or data",
             model=options.reference,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
-            findings=(),
         ),
     )
     render(options.run)

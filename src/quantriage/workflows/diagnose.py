@@ -11,7 +11,6 @@ from quantriage.errors import ArchitectureError, CheckpointError
 from quantriage.evaluate.engines.protocol import AUTO
 from quantriage.evaluate.guard import check_guard
 from quantriage.records.diagnosis import Attribution, CandidateDiagnosis, GuardFinding, Lint, Split
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import ATTRIBUTION, CANDIDATE, LOCK, SITES, SPLIT, SUMMARY, RunDir
 from quantriage.records.types import Finding, RunSummary
 from quantriage.report.render import render
@@ -143,10 +142,8 @@ def _write(
     run.write_many(SITES, [site.info() for site in reference.map.sites])
     run.write(
         LOCK,
-        make_lock(
+        reference.lock(
             command="diagnose",
-            model_source=reference.source,
-            model_digest=reference.checkpoint.digest(),
             data=[tokens.identity("evaluation") for tokens in data],
             seed=options.seed,
             settings={
@@ -156,7 +153,6 @@ def _write(
                 "engines": ", ".join(options.engine),
                 "engine_options": ", ".join(options.engine_option),
             },
-            hardware=reference.hardware(),
         ),
     )
     unmeasured = Finding(severity="warning", code="not-measured", text=f"Only linted: {reason}")
@@ -165,9 +161,6 @@ def _write(
         RunSummary(
             title=f"{Path(options.candidate).name} against {reference.label}: diagnosis",
             model=options.reference,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
             findings=(unmeasured,) if reason else (),
         ),

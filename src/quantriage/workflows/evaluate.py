@@ -5,7 +5,6 @@ from pathlib import Path
 
 from quantriage.errors import ArchitectureError
 from quantriage.evaluate.summary import Subject, summarize
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, PROOF, SUMMARY, RunDir
 from quantriage.records.types import Proof, RunSummary
 from quantriage.report.render import render
@@ -59,24 +58,17 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
         run.write(PROOF, proof)
         run.write(
             LOCK,
-            make_lock(
+            reference.lock(
                 command="evaluate",
-                model_source=reference.source,
-                model_digest=reference.checkpoint.digest(),
                 data=[tokens.identity("evaluation")],
                 seed=0,
                 settings={"candidate": options.candidate, "candidate_digest": candidate.checkpoint.digest()},
-                hardware=reference.hardware(),
             ),
         )
         summary = RunSummary(
             title=f"{candidate.label} against {reference.label}",
             model=options.reference,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
-            findings=(),
         )
         run.write(SUMMARY, summary)
         render(options.run)

@@ -1,6 +1,6 @@
 """A model opened for a command, with what every verb needs of it: map, tokenizer, compute, token sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from quantriage.formats.tokenizers import Tokenizer
 from quantriage.model.causal import CausalModel
 from quantriage.model.discover import discover
 from quantriage.model.site import ModelMap
-from quantriage.records.ledger import frozen_in
-from quantriage.records.types import Hardware
+from quantriage.records.ledger import Setting, frozen_in
+from quantriage.records.lock import make_lock
+from quantriage.records.types import DataIdentity, Hardware, Lock
 from quantriage.stream.compute import Compute, choose_compute, resumed_compute
 
 
@@ -41,6 +42,26 @@ class OpenedModel:
         tokens = build_tokens(paths, tokenizer, sequences, length, seed, role)
         check_vocabulary(tokenizer, self.model.vocab_size, [tokens])
         return tokens
+
+    def lock(
+        self,
+        command: str,
+        data: Sequence[DataIdentity],
+        seed: int,
+        settings: Mapping[str, Setting],
+        output_files: Mapping[str, str] | None = None,
+    ) -> Lock:
+        """The lock of a run over this model: versions, hashes, hardware."""
+        return make_lock(
+            command=command,
+            model_source=self.source,
+            model_digest=self.checkpoint.digest(),
+            data=data,
+            seed=seed,
+            settings=settings,
+            hardware=self.hardware(),
+            output_files=output_files,
+        )
 
     def hardware(self) -> Hardware:
         """The machine and the dtype choice, for a lock."""

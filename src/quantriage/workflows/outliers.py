@@ -13,7 +13,6 @@ from quantriage.diagnose.outliers.survey import Survey, survey, survey_weights
 from quantriage.diagnose.outliers.token_names import token_names
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.atomic import write_bytes
-from quantriage.records.lock import make_lock
 from quantriage.records.outliers import Outliers
 from quantriage.records.run_dir import LOCK, OUTLIERS, SITES, SUMMARY, RunDir
 from quantriage.records.types import RunSummary
@@ -111,14 +110,11 @@ def _write(
         write_bytes(run.file(CHANNELS), _channels(found))
     run.write(
         LOCK,
-        make_lock(
+        opened.lock(
             command="outliers",
-            model_source=opened.source,
-            model_digest=opened.checkpoint.digest(),
             data=[] if tokens is None else [tokens.identity("calibration")],
             seed=options.seed,
             settings={"schemes": " ".join(options.scheme)},
-            hardware=opened.hardware(),
         ),
     )
     run.write(
@@ -126,11 +122,7 @@ def _write(
         RunSummary(
             title=f"Outliers of {opened.label}",
             model=opened.source,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
-            findings=(),
         ),
     )
     render(run.path)

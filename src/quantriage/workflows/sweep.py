@@ -269,10 +269,6 @@ def _write_rest(run: _Run, records: RunDir, clock: StageClock) -> None:
         RunSummary(
             title=f"{run.opened.label}: one choice at a time",
             model=options.model,
-            target="",
-            budget=None,
-            verdict=None,
             stages=tuple(clock.stages),
-            findings=(),
         ),
     )
