@@ -8,7 +8,6 @@ better than it is. Fitted on few tokens it is not the optimum: the figure is wha
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from quantriage.diagnose.change_scores import Change, Shift, score_changes
@@ -17,9 +16,10 @@ from quantriage.diagnose.own_rounding import OwnScheme, own_scheme
 from quantriage.diagnose.unit_errors import site_weight, stored_of
 from quantriage.methods.protocol import SiteStatistics
 from quantriage.model.site import Site, read_site
-from quantriage.stream.loss_hessians import loss_hessians
+from quantriage.stream.block_hessians import block_hessians, sites_by_block
+from quantriage.stream.hessian import HessianSum
 from quantriage.stream.site_products import InputKey, input_key
-from quantriage.stream.stream import BlockGradients, Stream
+from quantriage.stream.stream import Stream
 
 PASSES = 4.5
 """Forward passes that `optima` costs over all tokens: half of them are run for fitting, half for scoring."""
@@ -63,24 +63,13 @@ def optima(fit: Stream, score: Stream, pair: Pair, units: Sequence[Unit], seed: 
 def _fit(stream: Stream, schemes: Mapping[str, OwnScheme], seed: int) -> dict[str, Tensor]:
     """GPTQ of the wanted sites, on Hessians weighted by what the loss reads."""
     found: dict[str, Tensor] = {}
+    of_block = sites_by_block(stream.sites, schemes)
 
-    def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
-        sites = tuple(s for s in stream.sites if s.block == index and s.name in schemes)
-        if not sites:
-            gradients.run(lambda *_: None)
-            return
-        sums = loss_hessians(gradients, sites)
-        statistics: dict[InputKey, SiteStatistics] = {}
-        for site in sites:
-            key = input_key(site)
-            if key not in statistics:
-                tokens = sums[key].tokens
-                statistics[key] = SiteStatistics(sums.pop(key).value(), tokens)
+    def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:
+        statistics = {key: SiteStatistics(total.value(), total.tokens) for key, total in sums.items()}
+        for site in of_block[index]:
             weight = read_site(block, site).float().contiguous()
-            found[site.name] = schemes[site.name].best(weight, statistics[key])
+            found[site.name] = schemes[site.name].best(weight, statistics[input_key(site)])
 
-    stream.forward(keep=True, stage="fit best roundings: forward")
-    stream.head_gradients(torch.Generator().manual_seed(seed))
-    stream.backward(on_block, stage="fit best roundings: backward")
-    stream.states.clear()
+    block_hessians(stream, of_block, seed, on_block, ("fit best roundings", "best roundings"))
     return found

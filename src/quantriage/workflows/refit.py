@@ -22,9 +22,9 @@ from quantriage.model.site import Site
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.repair_plan import KEEP
-from quantriage.stream.loss_hessians import loss_hessians
+from quantriage.stream.block_hessians import block_hessians, sites_by_block
+from quantriage.stream.hessian import HessianSum
 from quantriage.stream.site_products import InputKey, input_key
-from quantriage.stream.stream import BlockGradients
 from quantriage.workflows.attribute import Ground
 
 
@@ -71,28 +71,18 @@ def refit(
     found: dict[str, dict[str, Replacement]] = {}
     stream = ground.stream(tokens, ground.opened.compute, "refit")
 
-    def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:  # noqa: ARG001
-        sites = tuple(s for s in stream.sites if s.block == index and s.name in jobs)
-        if not sites:
-            gradients.run(lambda *_: None)
-            return
-        sums = loss_hessians(gradients, sites)
-        statistics: dict[InputKey, SiteStatistics] = {}
-        for site in sites:
-            key = input_key(site)
-            if key not in statistics:
-                seen = sums[key].tokens
-                statistics[key] = SiteStatistics(sums.pop(key).value(), seen)
+    of_block = sites_by_block(stream.sites, jobs)
+
+    def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:  # noqa: ARG001
+        statistics = {key: SiteStatistics(total.value(), total.tokens) for key, total in sums.items()}
+        for site in of_block[index]:
             name = ground.pair.stored_name(units[site.name].tensors[0], True)
-            rounding = LossRounding(_in_own_scaling(ground, name, statistics[key]))
+            rounding = LossRounding(_in_own_scaling(ground, name, statistics[input_key(site)]))
             tensor = wanted_tensor(ground, name)
             ways = jobs[site.name]
             found[site.name] = {w.label: rewriter.replace(name, w, tensor, rounding) for w in ways}
 
-    stream.forward(keep=True, stage="round again: forward")
-    stream.head_gradients(torch.Generator().manual_seed(seed))
-    stream.backward(on_block, stage="round again: backward")
-    stream.states.clear()
+    block_hessians(stream, of_block, seed, on_block, ("round again: calibrate", "round again"))
     return found
 
 

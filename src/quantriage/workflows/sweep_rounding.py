@@ -27,11 +27,12 @@ from quantriage.numerics.schemes import Scheme
 from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, Record
-from quantriage.stream.loss_hessians import loss_hessians
+from quantriage.stream.block_hessians import block_hessians
+from quantriage.stream.hessian import HessianSum
 from quantriage.stream.progress import Progress
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.states import StateStore
-from quantriage.stream.stream import BlockGradients, Stream, StreamSettings
+from quantriage.stream.stream import Stream, StreamSettings
 from quantriage.workflows.opened import OpenedModel
 from quantriage.workflows.sweep_rounders import Needs, Rounded, Rounder
 from quantriage.workflows.sweep_statistics import gather_inputs
@@ -162,18 +163,14 @@ class _Pass:
                 stream.advance(index, block)
 
     def _backward(self, stream: Stream, missing: Sequence[int]) -> None:
-        stream.forward(keep=True, stage=f"{self._job.choice}: forward")
-        stream.head_gradients(torch.Generator().manual_seed(self._job.seed))
+        wanted = {index: self._sites(index) for index in missing}
 
-        def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
-            if index not in missing:
-                gradients.run(lambda *_: None)
-                return
-            sums = loss_hessians(gradients, self._sites(index))
+        def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:
             found = {key: InputStatistics(total.value(), total.tokens) for key, total in sums.items()}
             self._commit(index, block, found)
 
-        stream.backward(on_block, stage=f"{self._job.choice}: backward")
+        choice = self._job.choice
+        block_hessians(stream, wanted, self._job.seed, on_block, (f"{choice}: calibrate", f"{choice}: round"))
 
     def _sites(self, block: int) -> tuple[Site, ...]:
         return self._job.opened.map.in_block(block)
