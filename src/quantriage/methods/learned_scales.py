@@ -34,7 +34,7 @@ class LearnSettings:
     """steps: batches seen. learning_rate: the largest change of a scale in one step, about, as a share."""
 
     steps: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     warmup: int = 5
 
     def __post_init__(self) -> None:
