@@ -6,6 +6,7 @@
 #   make docs          the command line's reference, from the command line itself
 #   make bench         the reference models of the benchmarks
 #   make bench-faults  known faults planted in healthy checkpoints, and what lint and diagnose say of them
+#   make bench-peers   ours against eight other tools: an environment for each, then KL, bits, time and memory
 #   make fuzz          every reader on mutated checkpoints, guided by coverage; FUZZ_SECONDS=3600 for an hour
 #   make test-models   tests on real models from the registries
 #   make test-engines  tests against vLLM and llama.cpp on a CPU, in an environment of their own
@@ -16,6 +17,8 @@ CACHE ?= .cache
 VENV_ENGINES ?= $(CACHE)/venv-engines
 VENV_FUZZ ?= $(CACHE)/venv-fuzz
 FUZZ_SECONDS ?= 660
+PEERS ?=
+PEERS_ONLY ?=
 QUANTRIAGE_MODELS ?= $(CACHE)/models
 # test-engines: the exported directory to test; by default one is made from the demo's model.
 QUANTRIAGE_EXPORTED ?= $(CACHE)/engines/exported
@@ -25,7 +28,7 @@ READY := $(VENV)/.ready
 READY_ENGINES := $(VENV_ENGINES)/.ready
 READY_FUZZ := $(VENV_FUZZ)/.ready
 
-.PHONY: demo test check docs bench bench-faults fuzz test-models test-engines clean
+.PHONY: demo test check docs bench bench-faults bench-peers fuzz test-models test-engines clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -71,6 +74,16 @@ bench-faults: $(READY) $(CACHE)/demo/demo-evaluation.txt
 	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages stories15m
 	$(BIN)/python -m benchmarks.faults --out $(CACHE)/faults --model $(QUANTRIAGE_MODELS)/stories15m \
 	--text $(CACHE)/demo/demo-evaluation.txt
+
+# Goes on where it stopped. An environment that cannot be made does not stop the others; its rows say so.
+# PEERS="hqq torchao" makes only those environments; PEERS_ONLY="hqq ours" runs only rows with these words.
+bench-peers: $(READY) $(CACHE)/demo/demo-evaluation.txt
+	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages stories15m
+	-$(BIN)/python -m benchmarks.peers --envs $(CACHE)/peers --setup $(PEERS)
+	$(BIN)/python -m benchmarks.peers $(QUANTRIAGE_MODELS)/stories15m --group 32 --length 256 \
+	--evaluation-length 256 --calibration $(CACHE)/demo/demo-calibration.txt \
+	--evaluate $(CACHE)/demo/demo-evaluation.txt --envs $(CACHE)/peers --out $(CACHE)/peers-bench \
+	--only $(PEERS_ONLY)
 
 # The corpus in $(CACHE)/fuzz is kept and continued; finds are in $(CACHE)/fuzz/finds.
 fuzz: $(READY_FUZZ)

@@ -1,0 +1,85 @@
+"""What the bench compares: a literal table of rows, one checkpoint each.
+
+Every peer is asked for our scheme (groups of `{group}`, which must divide all widths) and for what its own
+examples recommend, whatever comes of that. A row without a peer is ours.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint. arguments: for the peer's script or our command; `{group}` is filled in.
+
+    bits: the size class, for choosing rows. suffix: of the file, where it is no folder.
+    """
+
+    label: str
+    peer: str
+    bits: float
+    arguments: tuple[str, ...]
+    suffix: str = ""
+
+
+def _ours(label: str, bits: float, *arguments: str) -> Row:
+    return Row(f"ours {label}", "", bits, arguments)
+
+
+def _gguf(kind: str, bits: float, *arguments: str) -> Row:
+    how = " ".join(["llama.cpp", kind, *(word.strip("-") for word in arguments)])
+    return Row(how, "llama.cpp", bits, ("--type", kind, *arguments), ".gguf")
+
+
+_GROUP = ("--group-size", "{group}")
+_LC, _GM, _AR, _AO = "llm-compressor", "gptqmodel", "auto-round", "torchao"
+
+ROWS: tuple[Row, ...] = (
+    _ours("rtn w4a", 4.5, "quantize", "--scheme", "w4a-g{group}", "--method", "rtn"),
+    _ours("w4a", 4.5, "quantize", "--scheme", "w4a-g{group}"),
+    _ours("w4s", 4.5, "quantize", "--scheme", "w4s-g{group}"),
+    _ours("recover 4.5", 4.5, "recover", "--bpw", "4.5"),
+    _ours("rtn w3a", 3.3, "quantize", "--scheme", "w3a-g{group}", "--method", "rtn"),
+    _ours("w3a", 3.3, "quantize", "--scheme", "w3a-g{group}"),
+    Row(f"{_LC} rtn w4a", _LC, 4.5, ("--method", "rtn", *_GROUP)),
+    Row(f"{_LC} gptq w4a", _LC, 4.5, ("--act-order", "none", *_GROUP)),
+    Row(f"{_LC} gptq w4a act-order", _LC, 4.5, ("--act-order", "static", *_GROUP)),
+    Row(f"{_LC} awq w4a", _LC, 4.5, ("--method", "awq", *_GROUP)),
+    Row(f"{_LC} gptq recommended W4A16", _LC, 4.5, ("--recommended",)),
+    Row(f"{_LC} awq recommended W4A16", _LC, 4.5, ("--method", "awq", "--recommended")),
+    Row(f"{_LC} rtn w3a", _LC, 3.3, ("--method", "rtn", "--bits", "3", *_GROUP)),
+    Row(f"{_LC} gptq w3a act-order", _LC, 3.3, ("--bits", "3", *_GROUP)),
+    Row(f"{_GM} gptq w4s", _GM, 4.5, _GROUP),
+    Row(f"{_GM} gptq w4a", _GM, 4.5, ("--asymmetric", *_GROUP)),
+    Row(f"{_GM} gptq w4s act-order", _GM, 4.5, ("--desc-act", *_GROUP)),
+    Row(f"{_GM} awq w4a", _GM, 4.5, ("--method", "awq", "--asymmetric", *_GROUP)),
+    Row(f"{_GM} gptq recommended", _GM, 4.5, ("--group-size", "128")),
+    Row(f"{_GM} gptq w3s", _GM, 3.3, ("--bits", "3", *_GROUP)),
+    Row(f"{_AR} rtn w4s", _AR, 4.5, ("--iterations", "0", *_GROUP)),
+    Row(f"{_AR} w4s 20 iterations", _AR, 4.5, ("--iterations", "20", *_GROUP)),
+    Row(f"{_AR} w4s", _AR, 4.5, _GROUP),
+    Row(f"{_AR} w4a", _AR, 4.5, ("--asymmetric", *_GROUP)),
+    Row(f"{_AR} recommended", _AR, 4.5, ("--group-size", "128")),
+    Row(f"{_AR} w3s 20 iterations", _AR, 3.3, ("--bits", "3", "--iterations", "20", *_GROUP)),
+    Row(f"{_AR} w3s", _AR, 3.3, ("--bits", "3", *_GROUP)),
+    Row("hqq w4", "hqq", 4.5, _GROUP),
+    Row("hqq recommended", "hqq", 4.5, ("--group-size", "64")),
+    Row("hqq w3", "hqq", 3.3, ("--bits", "3", *_GROUP)),
+    Row(f"{_AO} w4a", _AO, 4.5, ("--asymmetric", *_GROUP)),
+    Row(f"{_AO} w4s", _AO, 4.5, _GROUP),
+    Row(f"{_AO} w3a", _AO, 3.3, ("--bits", "3", "--asymmetric", *_GROUP)),
+    Row("bitsandbytes nf4", "bitsandbytes", 4.5, ()),
+    Row("bitsandbytes nf4 double", "bitsandbytes", 4.5, ("--double",)),
+    Row("modelopt awq", "modelopt", 4.5, ("--method", "awq", *_GROUP)),
+    Row("modelopt recommended", "modelopt", 4.5, ("--method", "awq", "--group-size", "128")),
+    Row("modelopt auto_quantize", "modelopt", 4.5, ("--method", "auto", *_GROUP)),
+    _gguf("Q4_0", 4.5),
+    _gguf("Q4_0", 4.5, "--no-importance"),
+    _gguf("IQ4_XS", 4.5),
+    _gguf("Q4_K_S", 4.5),
+    _gguf("Q4_K_M", 4.5),
+    _gguf("Q3_K_M", 3.3),
+    _gguf("Q3_K_S", 3.3),
+    _gguf("IQ3_M", 3.3),
+    _gguf("IQ3_S", 3.3),
+    _gguf("IQ3_XXS", 3.3),
+)
