@@ -132,7 +132,8 @@ def reference() -> str:
         NOTICE,
         "# Methods and targets",
         "A scheme is written `w<bits><a|s>-<where>`: `a` asymmetric with a stored zero point, `s` symmetric; "
-        "`g64` one scale for each group of 64 inputs, `channel` one for each output row.",
+        "`g64` one scale for each group of 64 inputs, `channel` one for each output row. GGUF types go by "
+        "their names, such as `Q4_K`.",
         "## Methods",
         table(
             ["method", "what it is", "Hessian", "settings"],
@@ -143,7 +144,7 @@ def reference() -> str:
             ["target", "what it is", "schemes", "sizes must be multiples of"],
             ([f"`{n}`", t.note, menu(t), str(t.alignment)] for n, t in TARGETS.items()),
         ),
-        "Any site may also stay in full precision. A group must divide the layer's input width.",
+        "Any site may also stay in full precision. A group or block must divide the layer's input width.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -171,6 +172,8 @@ def settings(method: Method) -> str:
 
 def menu(target: Target) -> str:
     """Grids times granularities where the menu is such a product, else every scheme."""
+    if target.stored == "gguf":
+        return ", ".join(target.schemes)
     pairs = [scheme.split("-") for scheme in target.schemes]
     grids, places = dict.fromkeys(p[0] for p in pairs), dict.fromkeys(p[1] for p in pairs)
     if {f"{g}-{p}" for g in grids for p in places} == set(target.schemes):

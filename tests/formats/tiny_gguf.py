@@ -20,10 +20,19 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return [*letters, "th", "the"], ["t h", "th e"]
 
 
-def write(path: Path, architecture: str, kind: Kind = Kind.F32, head: bool = False) -> Path:
+def write(
+    path: Path,
+    architecture: str,
+    kind: Kind = Kind.F32,
+    head: bool = False,
+    deviation: float = 1.0,
+    file_type: int | None = None,
+) -> Path:
     """A random model of `architecture`; matrices are stored as `kind`, vectors as float32."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
+    if file_type is not None:
+        writer.add_file_type(file_type)
     writer.add_block_count(LAYERS)
     writer.add_context_length(POSITIONS)
     writer.add_embedding_length(WIDTH)
@@ -61,6 +70,8 @@ def write(path: Path, architecture: str, kind: Kind = Kind.F32, head: bool = Fal
     generator = np.random.default_rng(0)
     for name, shape in shapes.items():
         values = generator.standard_normal(shape, dtype=np.float32)
+        if len(shape) > 1:
+            values *= np.float32(deviation)
         if architecture == "gemma2" and name.endswith("norm.weight"):
             values = 1 + values / 16  # as converters leave them: one added to what the model holds
         stored = kind if len(shape) > 1 else Kind.F32

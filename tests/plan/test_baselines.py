@@ -34,7 +34,8 @@ def test_every_uniform_scheme_within_budget_is_there_once(target):
     assert len({tuple(sorted((k, str(v)) for k, v in m.schemes.items())) for m in everything}) == len(
         everything
     )
-    assert {"w4a-g32", "w4a-g64", "w4s-channel"} <= {m.label for m in everything}
+    expected = {"Q4_0", "IQ4_NL", "Q8_0"} if target == "llama.cpp" else {"w4a-g32", "w4a-g64", "w4s-channel"}
+    assert expected <= {m.label for m in everything}
     assert all(m.bytes == size_of(m.schemes) and set(m.schemes) == set(BY_NAME) for m in everything)
     budget = sorted(m.bytes for m in everything)[len(everything) // 2]
     within = uniform_mixes(units, target, budget)

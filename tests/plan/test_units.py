@@ -13,7 +13,8 @@ from quantriage.plan.units import form_units, fused_groups
 def test_menu_entries_parse_divide_and_are_distinct(name):
     schemes = menu(name, (64, 576), "bfloat16")
     assert len(set(schemes)) == len(schemes) > 0
-    assert {s.scale_dtype for s in schemes} == {"bfloat16"}
+    own_scales = TARGETS[name].stored == "gguf"  # a type's scales are its own
+    assert {s.scale_dtype for s in schemes} == {"float16" if own_scales else "bfloat16"}
     assert not any("g128" in str(s) for s in schemes)
     assert len(menu(name, (64, 1024))) == len(TARGETS[name].schemes)
 
@@ -22,6 +23,10 @@ def test_menus_hold_what_the_loaders_run():
     assert "w8a-g64" not in TARGETS["vllm"].schemes
     assert {s[1] for s in TARGETS["vllm"].schemes} == {"4", "8"}
     assert {s[1] for s in TARGETS["transformers"].schemes} == set("2345678")
+    assert [str(s) for s in menu("llama.cpp", (5, 576))] == [
+        "Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0"
+    ]  # fmt: skip
+    assert menu("llama.cpp", (64, 48)) == ()
     assert menu("vllm-cpu", (40, 64)) == () == menu("vllm-cpu", (64, 48))
     with pytest.raises(UsageError, match="vllm-cpu"):
         menu("gguf", (64, 64))

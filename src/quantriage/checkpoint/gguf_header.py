@@ -24,7 +24,8 @@ from quantriage.errors import CheckpointError
 Scalar = int | float | bool | str
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_STRING, _ARRAY, _UINT32 = 8, 9, 4
+_FILE_TYPE = "general.file_type"
 _MOST_TENSORS = 1_000_000
 _MOST_KEYS = 100_000
 # of all arrays together: vocabularies with merges are near 1 million, and gguf-py takes 300 bytes for each
@@ -54,13 +55,15 @@ class GGUFTensor:
 class GGUFHeader:
     """A checked header: short scalar values by key, and the tensors by name.
 
-    data_start: offsets of tensors count from here; alignment: their multiple.
+    data_start: offsets of tensors count from here; alignment: their multiple. file_type_at: where the four
+    bytes of general.file_type stand, if the file says one.
     """
 
     scalars: Mapping[str, Scalar]
     tensors: Mapping[str, GGUFTensor]
     data_start: int
     alignment: int
+    file_type_at: int | None = None
 
 
 class _Info(NamedTuple):
@@ -94,6 +97,7 @@ class _Walk:
         self._size = size
         self._at = 0
         self._elements = 0
+        self._file_type_at: int | None = None
 
     def header(self) -> GGUFHeader:
         """The whole header."""
@@ -117,7 +121,7 @@ class _Walk:
             raise self._error(f"general.alignment is {alignment!r}; expected a power of two")
         data_start = -(-self._at // alignment) * alignment
         tensors = self._tensors(infos, data_start, alignment)
-        return GGUFHeader(scalars, tensors, data_start, alignment)
+        return GGUFHeader(scalars, tensors, data_start, alignment, self._file_type_at)
 
     def _keys(self, count: int) -> dict[str, Scalar]:
         """All key-value pairs; only short scalars are kept."""
@@ -128,7 +132,10 @@ class _Walk:
             if key in seen:
                 raise self._error(f"key {key[:80]!r} occurs twice")
             seen.add(key)
-            value = self._value(self._number("I"), key, 0)
+            kind = self._number("I")
+            if key == _FILE_TYPE and kind == _UINT32:
+                self._file_type_at = self._at
+            value = self._value(kind, key, 0)
             if value is not None:
                 kept[key] = value
         return kept

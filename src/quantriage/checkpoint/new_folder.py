@@ -16,12 +16,14 @@ from quantriage.records.storage import writing
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary sibling to fill; it gets the name `folder` at the end and is removed on any failure.
 
-    Raises StorageError if `folder` exists and is not an empty folder, or on a full disk.
+    replace: what is there goes when the new one is complete. Raises StorageError if `folder` exists and is
+    not an empty folder, or on a full disk.
     """
-    check_free(folder)
+    if not replace:
+        check_free(folder)
     folder = folder.absolute()
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     with writing(folder):
@@ -33,10 +35,26 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 if path.is_file():
                     _sync_file(path)
             sync_folder(partial)
-            partial.rename(folder)
+            _publish(partial, folder, replace)
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, folder: Path, replace: bool) -> None:
+    """Rename; what is replaced comes back if that fails."""
+    old = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+    replaced = replace and folder.exists()
+    if replaced:
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if replaced:
+            old.rename(folder)
+        raise
+    if replaced:
+        shutil.rmtree(old)
 
 
 def check_free(folder: Path) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantriage.diagnose.change_scores import Shift, score_changes
+from quantriage.methods.block_rounding import nearest_blocks
 from quantriage.model.site import Site
+from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.choose_qparams import choose_qparams
 from quantriage.numerics.min_max import MinMax
 from quantriage.numerics.quantized import QuantizedTensor
@@ -33,6 +35,11 @@ def nearest(weight: Tensor, scheme: Scheme) -> QuantizedTensor:
     return quantize(weight, scheme, choose_qparams(weight, scheme, MinMax()))
 
 
+def nearest_stored(weight: Tensor, scheme: Scheme) -> QuantizedTensor | BlockTensor:
+    """`nearest`, also for GGUF types: those have no range to take, so each block is searched by itself."""
+    return nearest_blocks(weight, scheme) if scheme.in_blocks else nearest(weight, scheme)
+
+
 def fisher_scores(
     stream: Stream, menus: Mapping[str, tuple[Scheme, ...]], seed: int, draws: int = 1
 ) -> FisherScores:
@@ -46,7 +53,7 @@ def fisher_scores(
     def changes(site: Site, weight: Tensor) -> dict[Scheme, Shift]:
         found = {}
         for scheme in menus.get(site.name, ()):
-            candidate = nearest(weight, scheme)
+            candidate = nearest_stored(weight, scheme)
             errors.setdefault((site.name, scheme), weight_error(weight, candidate))
             found[scheme] = Shift(candidate.dequantize().sub_(weight))
         return found

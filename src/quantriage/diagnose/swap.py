@@ -12,11 +12,12 @@ from torch import Tensor
 
 from quantriage.evaluate.token_scores import token_kl
 from quantriage.model.site import Site, read_site, write_site
+from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.stream.stream import Stream
 
-Rounding = Callable[[Tensor, Scheme], QuantizedTensor]
+Rounding = Callable[[Tensor, Scheme], QuantizedTensor | BlockTensor]
 """Original weight [out, in] and scheme -> the candidate to try."""
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.packing import pack, unpack
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
@@ -30,13 +31,18 @@ class CandidateBank:
         """The file of one block."""
         return self._folder / f"block-{block:05d}.safetensors"
 
-    def write(self, block: int, candidates: Mapping[tuple[str, Scheme], QuantizedTensor]) -> str:
+    def write(
+        self, block: int, candidates: Mapping[tuple[str, Scheme], QuantizedTensor | BlockTensor]
+    ) -> str:
         """Store all candidates of one block; returns the file's sha256."""
         tensors: dict[str, Tensor] = {}
         shapes: dict[str, str] = {}
         for (site, scheme), quantized in candidates.items():
             key = f"{site}|{scheme}"
             shapes[key] = json.dumps([*quantized.shape, scheme.scale_dtype])
+            if isinstance(quantized, BlockTensor):
+                tensors[f"{key}|raw"] = quantized.raw.contiguous()
+                continue
             tensors[f"{key}|codes"] = pack(quantized.codes, scheme.grid.bits)
             tensors[f"{key}|scale"] = quantized.scale.contiguous()
             if quantized.zero_point is not None:
@@ -61,3 +67,17 @@ class CandidateBank:
             if not scheme.grid.symmetric:
                 zero_point = file.get_tensor(f"{key}|zero_point")
             return QuantizedTensor(scheme, codes, file.get_tensor(f"{key}|scale"), zero_point)
+
+    def read_blocks(self, block: int, site: str, scheme: Scheme) -> BlockTensor:
+        """One candidate in a GGUF type; KeyError if it was never written."""
+        key = f"{site}|{scheme}"
+        with safe_open(self.path(block), framework="pt") as file:
+            if key not in file.metadata():
+                raise KeyError(key)
+            return BlockTensor(scheme, file.get_tensor(f"{key}|raw"))
+
+    def values(self, block: int, site: str, scheme: Scheme) -> Tensor:
+        """One candidate dequantized, [out, in]."""
+        if scheme.in_blocks:
+            return self.read_blocks(block, site, scheme).dequantize()
+        return self.read(block, site, scheme).dequantize()

@@ -43,6 +43,8 @@ def supports(scheme: Scheme, shape: tuple[int, ...], transposed: bool) -> str | 
     """None, or why a weight of `shape` [out, in] cannot be stored so. `transposed`: Conv1D's [in, out]."""
     if transposed:
         return "stored transposed [in, out] (Conv1D); compressed-tensors loads nn.Linear weights only"
+    if scheme.in_blocks:
+        return "a GGUF block type; compressed-tensors stores integers, the target llama.cpp GGUF"
     if len(shape) != 2:
         return f"{len(shape)} dimensions; compressed-tensors packs [out, in] weights"
     try:

@@ -25,9 +25,12 @@ from quantriage.records.storage import writing
 _PIECE = 4 << 20  # bytes copied at once
 
 
-def rewrite_gguf(source: Path, out: Path, replacements: Mapping[str, tuple[str, bytes]]) -> None:
+def rewrite_gguf(
+    source: Path, out: Path, replacements: Mapping[str, tuple[str, bytes]], file_type: int | None = None
+) -> None:
     """Write `out` as `source` with the tensors of `replacements` (type name, bytes) under their GGUF names.
 
+    file_type: the new general.file_type, what a loader prints of the file, where `source` has that key.
     Tensors keep their order; each begins at a multiple of the file's alignment. The file gets its name when
     it is complete. Peak memory: 4 MB and one replacement. Raises CheckpointError for an unknown tensor, a
     type whose blocks do not divide its rows, bytes of the wrong length or a split file; UsageError if `out`
@@ -43,6 +46,9 @@ def rewrite_gguf(source: Path, out: Path, replacements: Mapping[str, tuple[str, 
         try:
             with source.open("rb") as old, temporary.open("xb") as new:
                 _write(old, new, header, kinds, replacements)
+                if file_type is not None and header.file_type_at is not None:
+                    new.seek(header.file_type_at)
+                    new.write(struct.pack("<I", file_type))
                 new.flush()
                 os.fsync(new.fileno())
             temporary.replace(out)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quantriage.methods.hessian_factor import HessianFactor
-from quantriage.methods.lanes import LaneGrid
+from quantriage.methods.lanes import LaneGrid, round_to_codes
 
 _LEAF = 16
 
@@ -48,6 +48,6 @@ def _visit_leaf(targets: Tensor, errors: Tensor, feedback: Tensor, grid: LaneGri
         target, error, group = targets[position], errors[position], groups[position]
         if position + 1 < len(groups):
             target.addmv_(errors[position + 1 :].T, feedback[position, position + 1 :])
-        target.mul_(grid.inverse[group]).round_()
-        torch.clamp(target, grid.low[group], grid.high[group], out=target)
+        target.mul_(grid.inverse[group])
+        round_to_codes(target, grid.low[group], grid.high[group], grid.points)
         error.addcmul_(target, grid.scale[group], value=-1)

@@ -13,6 +13,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from quantriage.formats.gguf_search import Points
 from quantriage.numerics.qparams import QParams
 from quantriage.numerics.schemes import Scheme
 
@@ -21,7 +22,8 @@ from quantriage.numerics.schemes import Scheme
 class LaneGrid:
     """Rounding tables, float32 [in / width, lanes]; `width` divides every scheme's group.
 
-    A value v has the centred code clamp(round(v * inverse), low, high) = code - zero point.
+    A value v has the centred code clamp(round(v * inverse), low, high) = code - zero point, or the nearest of
+    `points` to v * inverse where codes stand for uneven steps.
     """
 
     width: int
@@ -29,6 +31,7 @@ class LaneGrid:
     inverse: Tensor
     low: Tensor
     high: Tensor
+    points: Points | None = None
 
     def rows(self, start: int, stop: int, schemes: int) -> "LaneGrid":
         """The same for rows start .. stop of each of `schemes` equal runs of lanes."""
@@ -75,6 +78,15 @@ def lane_grid(
             highs.append(scheme.grid.levels - 1 + lows[-1])
     scale = torch.cat(scales, 1)
     return LaneGrid(width, scale, scale.reciprocal(), torch.cat(lows, 1), torch.cat(highs, 1))
+
+
+def round_to_codes(values: Tensor, low: Tensor, high: Tensor, points: Points | None) -> None:
+    """Values in units of their scale to centred codes, in place."""
+    if points is not None:
+        values.copy_(points.nearest(values))
+        return
+    values.round_()
+    torch.clamp(values, low, high, out=values)
 
 
 def _table(values: Tensor, repeat: int, rows: int) -> Tensor:

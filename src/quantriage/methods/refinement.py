@@ -14,7 +14,8 @@ first search (0.5% less error, before the sweeps and after, for four and a half 
 import torch
 from torch import Tensor
 
-from quantriage.methods.lanes import LaneGrid
+from quantriage.formats.gguf_search import Points
+from quantriage.methods.lanes import LaneGrid, round_to_codes
 from quantriage.numerics.qparams import SCALE_DTYPES
 from quantriage.numerics.schemes import ScaleDtype
 
@@ -46,7 +47,7 @@ def refine(
             bounds = grid.low[group], grid.high[group]
             for first in range(rows.start, rows.stop, _LEAF):
                 leaf = slice(first, min(rows.stop, first + _LEAF))
-                _visit_codes(codes, scale[group], bounds, errors, hessian, damping, leaf)
+                _visit_codes(codes, scale[group], bounds, grid.points, errors, hessian, damping, leaf)
     return codes, scale
 
 
@@ -73,7 +74,8 @@ def _refit_scale(
     curvature = torch.addmm(codes, hessian[rows, rows], codes, beta=damping).mul_(codes).sum(0)
     limits = torch.finfo(SCALE_DTYPES[dtype])
     best = scale + slope / curvature.clamp(min=torch.finfo(torch.float32).tiny)
-    best = best.clamp(limits.tiny, limits.max).to(SCALE_DTYPES[dtype]).to(torch.float32)
+    sign = torch.where(scale < 0, -1.0, 1.0)  # kept: GGUF types have scales of either
+    best = (best * sign).clamp(limits.tiny, limits.max).mul_(sign).to(SCALE_DTYPES[dtype]).to(torch.float32)
     change = best - scale
     change = torch.where(2 * change * slope > change.square() * curvature, change, 0.0)
     own.addcmul_(codes, change, value=-1)
@@ -84,6 +86,7 @@ def _visit_codes(
     codes: Tensor,
     scale: Tensor,
     bounds: tuple[Tensor, Tensor],
+    points: Points | None,
     errors: Tensor,
     hessian: Tensor,
     damping: float,
@@ -99,8 +102,8 @@ def _visit_codes(
         value, code = wanted[place], codes[leaf.start + place]
         if place:
             value.addmv_(changes[:place].T, within[place, :place])
-        value.addcmul_(code, scale).mul_(inverse).round_()
-        torch.clamp(value, *bounds, out=value)
+        value.addcmul_(code, scale).mul_(inverse)
+        round_to_codes(value, *bounds, points)
         torch.sub(code, value, out=changes[place]).mul_(scale)
         code.copy_(value)
     errors[leaf].add_(changes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.quantized import QuantizedTensor
 
 
@@ -22,7 +23,7 @@ class WeightError:
     mean_absolute: float
 
 
-def weight_error(original: Tensor, quantized: QuantizedTensor) -> WeightError:
+def weight_error(original: Tensor, quantized: QuantizedTensor | BlockTensor) -> WeightError:
     """Error of `quantized` against `original` [out, in], summed in float64. Memory: two float32 copies."""
     difference = quantized.dequantize().sub_(original.to(torch.float32))
     frobenius = float(torch.linalg.vector_norm(difference, dtype=torch.float64))

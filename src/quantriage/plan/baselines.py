@@ -30,7 +30,7 @@ class _Uniform:
 
 def group_sizes(target: str) -> tuple[int, ...]:
     """Group sizes that occur in the target's menu, ascending."""
-    found = {Scheme.parse(spec).granularity for spec in target_named(target).schemes}
+    found = {Scheme.named(spec).granularity for spec in target_named(target).schemes}
     return tuple(sorted(g.size for g in found if isinstance(g, PerGroup)))
 
 
@@ -77,7 +77,9 @@ def uniform_mixes(
         schemes = spread(units, uniform.schemes)
         size = sum(uniform.bytes)
         if size <= budget_bytes and all(mix.schemes != schemes for mix in mixes):
-            mixes.append(NamedMix(uniform.spec, "uniform", schemes, size, _sum(uniform.kl)))
+            held = {str(scheme) for scheme in uniform.schemes if scheme is not None}
+            label = held.pop() if len(held) == 1 else uniform.spec  # what all widths were resolved to
+            mixes.append(NamedMix(label, "uniform", schemes, size, _sum(uniform.kl)))
     return tuple(mixes)
 
 
@@ -116,7 +118,7 @@ def _uniforms(units: Sequence[Unit], target: str, scale_dtype: ScaleDtype) -> li
     predicted = [{option.scheme: option.kl for option in unit.options} for unit in units]
     uniforms = []
     for spec in target_named(target).schemes:
-        asked = Scheme.parse(spec, scale_dtype)
+        asked = Scheme.named(spec, scale_dtype)
         used = tuple(fit(asked, unit, target)[0] for unit in units)
         sizes = tuple(unit.bytes_as(scheme) for unit, scheme in zip(units, used, strict=True))
         kl = tuple(known.get(scheme) for known, scheme in zip(predicted, used, strict=True))

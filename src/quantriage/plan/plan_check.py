@@ -33,7 +33,7 @@ def validate(plan: Plan, sites: Sequence[SiteInfo]) -> None:
         if spec == DENSE:
             continue
         allowed = [str(scheme) for scheme in menu(plan.target, by_name[name].shape)]
-        if str(Scheme.parse(spec)) not in allowed:
+        if str(Scheme.named(spec)) not in allowed:
             choices = ", ".join(allowed) or "full precision only"
             wrong.append(
                 f"{name}: {plan.target} cannot hold {by_name[name].shape} as {spec}; it can: {choices}"

@@ -139,7 +139,7 @@ def _line(key: yaml.ScalarNode, node: yaml.Node, scale_dtype: ScaleDtype) -> _Li
         raise UsageError(
             f"line {_number(key)}: {key.value} needs `scheme` or `scheme method`, such as w4a-g64 rtn"
         )
-    scheme = None if words[0] == DENSE else Scheme.parse(words[0], scale_dtype)
+    scheme = None if words[0] == DENSE else Scheme.named(words[0], scale_dtype)
     return _Line(key.value, _number(key), scheme, words[1] if len(words) == 2 else _METHOD)
 
 

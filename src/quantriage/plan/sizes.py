@@ -17,7 +17,9 @@ DENSE_BYTES = 2  # of one weight left in full precision
 
 def site_bytes(scheme: Scheme | None, shape: tuple[int, int]) -> int:
     """Bytes of a weight of `shape` [out, in]; None is full precision."""
-    return prod(shape) * DENSE_BYTES if scheme is None else stored_bytes(scheme, shape)
+    if scheme is None:
+        return prod(shape) * DENSE_BYTES
+    return scheme.stored_bits(shape) // 8 if scheme.in_blocks else stored_bytes(scheme, shape)
 
 
 def weight_count(sites: Iterable[SiteInfo]) -> int:

@@ -7,10 +7,16 @@ zero points only in a kernel package that is installed separately. Asking an ins
 a plan is often made on a machine that does not serve.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from quantriage.errors import BudgetError, UsageError
+from quantriage.numerics.block_types import BLOCK_TYPES
 from quantriage.numerics.schemes import ScaleDtype, Scheme
+from quantriage.records.types import SiteInfo
 
 _WHERE = ("g32", "g64", "g128", "channel")
 _FOUR_BITS = tuple(f"w4{kind}-{where}" for kind in "sa" for where in _WHERE)
@@ -18,12 +24,18 @@ _FOUR_BITS = tuple(f"w4{kind}-{where}" for kind in "sa" for where in _WHERE)
 
 @dataclass(frozen=True)
 class Target:
-    """A loader and the schemes it runs; `alignment` must divide both features of a quantized weight."""
+    """A loader and the schemes it runs; `alignment` must divide both features of a quantized weight.
+
+    fuses: whether it joins weights (q, k and v; gate and up), which must then share a scheme. stored: the
+    format written for it.
+    """
 
     name: str
     schemes: tuple[str, ...]
     note: str
     alignment: int = 1
+    fuses: bool = True
+    stored: Literal["compressed-tensors", "gguf"] = "compressed-tensors"
 
 
 TARGETS: dict[str, Target] = {
@@ -44,6 +56,14 @@ TARGETS: dict[str, Target] = {
         "transformers with compressed-tensors 0.17: 2 to 8 bits, in the padded layout that it reads; "
         "later releases do not load packed asymmetric checkpoints through transformers 5.23",
     ),
+    "llama.cpp": Target(
+        "llama.cpp",
+        tuple(BLOCK_TYPES),
+        "llama.cpp and what builds on it, a GGUF file: a type for each tensor, k-quants and IQ4_XS where 256 "
+        "divides the in features, the others where 32 does; from a GGUF reference",
+        fuses=False,
+        stored="gguf",
+    ),
 }
 
 
@@ -54,12 +74,19 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
+def sites_for(target: str, sites: Sequence[SiteInfo]) -> list[SiteInfo]:
+    """The sites, with what the target fuses."""
+    if target_named(target).fuses:
+        return list(sites)
+    return [msgspec.structs.replace(site, fused_with=()) for site in sites]
+
+
 def menu(target: str, shape: tuple[int, int], scale_dtype: ScaleDtype = "float16") -> tuple[Scheme, ...]:
     """Schemes in which `target` can hold a weight of `shape` [out, in]; empty if it must stay dense."""
     entry = target_named(target)
     if any(size % entry.alignment for size in shape):
         return ()
-    schemes = (Scheme.parse(spec, scale_dtype) for spec in entry.schemes)
+    schemes = (Scheme.named(spec, scale_dtype) for spec in entry.schemes)
     return tuple(scheme for scheme in schemes if _divides(scheme, shape[1]))
 
 

@@ -18,21 +18,23 @@ from torch import Tensor, nn
 from quantriage.diagnose.ladder import error_record
 from quantriage.errors import UsageError
 from quantriage.formats.bank import CandidateBank
+from quantriage.methods.block_rounding import BlockResult, plain_blocks, round_blocks
 from quantriage.methods.protocol import MethodResult, SiteStatistics
 from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS
-from quantriage.model.capture import WeightCall
 from quantriage.model.site import ModelMap, Site, read_site
+from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.numerics.weight_error import weight_error
 from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, QuantizedSite
+from quantriage.stream.block_hessians import block_hessians
 from quantriage.stream.hessian import HessianSum
-from quantriage.stream.loss_hessians import LossHessians, loss_hessians
-from quantriage.stream.resident import resident_backward, resident_bytes
 from quantriage.stream.site_products import InputKey, input_key
-from quantriage.stream.stream import BlockGradients, Stream
+from quantriage.stream.stream import Stream
+
+Rounded = QuantizedTensor | BlockTensor
 
 
 @dataclass(frozen=True)
@@ -74,48 +76,10 @@ def fill_bank(
         if not weighted and used & LOSS_WEIGHTED:
             raise UsageError(f"methods {sorted(used)} need different Hessians; use one of them in a run")
         sites = {b: tuple(s for s in model_map.in_block(b) if s.name in wanted) for b in missing}
-        generator = torch.Generator().manual_seed(seed)
-        stream.embed()
-        if resident_bytes(stream) + _hessian_bytes(sites) <= stream.states.budget_bytes:
-            sums = _hessians_at_once(stream, sites, generator, weighted)
-            for index in missing:
-                commit(index, stream.load(index), sums.pop(index).finish())
-                stream.progress("quantize", index + 1, model_map.blocks)
-        else:
-            stream.forward(keep=True, stage="calibrate: forward")
-            stream.head_gradients(generator)
-
-            def on_block(index: int, block: nn.Module, gradients: BlockGradients) -> None:
-                if index not in missing:
-                    gradients.run(lambda *_: None)
-                    return
-                commit(index, block, loss_hessians(gradients, sites[index], weighted))
-
-            stream.backward(on_block, stage="quantize")
-        stream.states.clear()
+        block_hessians(stream, sites, seed, commit, weighted=weighted)
     commits = ledger.completed()
     found = [commits[_step(block)].payload["sites"] for block in range(model_map.blocks)]
     return [record for block in found for record in msgspec.convert(block, list[QuantizedSite])]
-
-
-def _hessian_bytes(sites: Mapping[int, tuple[Site, ...]]) -> int:
-    widths = {(block, input_key(s)): s.shape[1] for block, members in sites.items() for s in members}
-    return sum(4 * width * width for width in widths.values())
-
-
-def _hessians_at_once(
-    stream: Stream, sites: Mapping[int, tuple[Site, ...]], generator: torch.Generator, weighted: bool
-) -> dict[int, LossHessians]:
-    sums = {b: LossHessians(members, stream.compute.device, weighted) for b, members in sites.items()}
-
-    def on_block(block: int, start: int, products: list[tuple[WeightCall, Tensor]]) -> None:
-        if block in sums:
-            for call, gradient in products:
-                sums[block].on_gradient(start, call, gradient)
-            sums[block].flush()
-
-    resident_backward(stream, generator, on_block, stage="calibrate")
-    return sums
 
 
 def _step(block: int) -> str:
@@ -137,7 +101,7 @@ def _quantize_block(
     sites: Sequence[Site],
     hessians: dict[InputKey, HessianSum],
     wanted: Mapping[str, Wanted],
-) -> tuple[dict[tuple[str, Scheme], QuantizedTensor], list[QuantizedSite]]:
+) -> tuple[dict[tuple[str, Scheme], Rounded], list[QuantizedSite]]:
     by_input: dict[tuple[InputKey, Wanted], list[Site]] = {}
     for site in sites:
         if wanted[site.name].schemes:
@@ -155,7 +119,7 @@ def _quantize_block(
         )
         for (key, want), members in by_input.items()
     ]
-    candidates: dict[tuple[str, Scheme], QuantizedTensor] = {}
+    candidates: dict[tuple[str, Scheme], Rounded] = {}
     records: list[QuantizedSite] = []
     for found in threads(_quantize_group, groups):
         for site_name, scheme, quantized, record in found:
@@ -164,19 +128,37 @@ def _quantize_block(
     return candidates, records
 
 
-def _quantize_group(group: _Group) -> list[tuple[str, Scheme, QuantizedTensor, QuantizedSite]]:
+def _quantize_group(group: _Group) -> list[tuple[str, Scheme, Rounded, QuantizedSite]]:
     start = time.perf_counter()
     schemes, method = group.wanted.schemes, group.wanted.method
-    results = METHODS[method].quantize_many(group.weights, group.statistics, schemes)
-    nearest = METHODS["rtn"].quantize_many(group.weights, group.statistics, schemes)
+    rounded: Sequence[Sequence[tuple[MethodResult | BlockResult, float]]]
+    rounded = _rounded_in_blocks(group) if schemes[0].in_blocks else _rounded(group)
     seconds = (time.perf_counter() - start) / (len(group.sites) * len(schemes))
-    found = []
-    for site, weight, of_site, plain in zip(group.sites, group.weights, results, nearest, strict=True):
-        for scheme, result, rtn in zip(schemes, of_site, plain, strict=True):
+    found: list[tuple[str, Scheme, Rounded, QuantizedSite]] = []
+    for site, weight, of_site in zip(group.sites, group.weights, rounded, strict=True):
+        for scheme, (result, rtn) in zip(schemes, of_site, strict=True):
             tokens = group.statistics.tokens
             record = _record(site, scheme, method, weight, result, rtn, tokens, seconds)
             found.append((site.name, scheme, result.quantized, record))
     return found
+
+
+def _rounded(group: _Group) -> list[list[tuple[MethodResult, float]]]:
+    """By site and scheme, with the objective of plain rounding."""
+    schemes, method = group.wanted.schemes, group.wanted.method
+    results = METHODS[method].quantize_many(group.weights, group.statistics, schemes)
+    nearest = METHODS["rtn"].quantize_many(group.weights, group.statistics, schemes)
+    return [
+        [(result, rtn.objective) for result, rtn in zip(of_site, plain, strict=True)]
+        for of_site, plain in zip(results, nearest, strict=True)
+    ]
+
+
+def _rounded_in_blocks(group: _Group) -> list[list[tuple[BlockResult, float]]]:
+    """The same for GGUF types; a menu has either those or integers."""
+    rounding = plain_blocks if group.wanted.method in DATA_FREE else round_blocks
+    results = rounding(group.weights, group.statistics, group.wanted.schemes)
+    return [[(result, result.plain_objective) for result in of_site] for of_site in results]
 
 
 def _statistics(total: HessianSum | None, width: int) -> SiteStatistics:
@@ -191,8 +173,8 @@ def _record(
     scheme: Scheme,
     method: str,
     weight: Tensor,
-    result: MethodResult,
-    rtn: MethodResult,
+    result: MethodResult | BlockResult,
+    rtn_objective: float,
     tokens: int,
     seconds: float,
 ) -> QuantizedSite:
@@ -205,7 +187,7 @@ def _record(
         method=method,
         error=error_record(weight_error(weight, result.quantized)),
         objective=result.objective,
-        rtn_objective=rtn.objective,
+        rtn_objective=rtn_objective,
         damping=result.damping,
         tokens=tokens,
         seconds=seconds,

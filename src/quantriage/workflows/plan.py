@@ -7,7 +7,7 @@ from quantriage.plan.baselines import resolve_uniform
 from quantriage.plan.mixes import NamedMix, named, plan_of
 from quantriage.plan.plan_file import to_yaml
 from quantriage.plan.sizes import budget_bytes_for, site_bytes
-from quantriage.plan.targets import menu, target_named
+from quantriage.plan.targets import menu, sites_for, target_named
 from quantriage.plan.units import form_units
 from quantriage.records.atomic import write_bytes
 from quantriage.records.run_dir import PLAN, SENSITIVITY, SITES, RunDir
@@ -27,7 +27,7 @@ def plan(options: PlanOptions) -> tuple[Plan, str]:
         if options.out is not None:
             write_bytes(options.out, text.encode())
         return made, text
-    sites = run.read_many(SITES, SiteInfo)
+    sites = sites_for(options.target, run.read_many(SITES, SiteInfo))
     made = (
         uniform_plan(sites, options.scheme, options.target)
         if options.scheme is not None
@@ -49,7 +49,7 @@ def uniform_plan(
     scale_dtype: ScaleDtype = "float16",
 ) -> Plan:
     """One scheme for every site, group sizes resolved for each width and said in the findings."""
-    parsed = Scheme.parse(scheme, scale_dtype)
+    parsed = Scheme.named(scheme, scale_dtype)
     schemes, findings = resolve_uniform(parsed, sites, target)
     total = sum(site_bytes(schemes[site.name], site.shape) for site in sites)
     mix = NamedMix(f"uniform {scheme}", "uniform", schemes, total, None)
@@ -58,7 +58,7 @@ def uniform_plan(
 
 def _allocated(run: RunDir, sites: list[SiteInfo], options: PlanOptions) -> Plan:
     predicted = {
-        (record.site, Scheme.parse(record.scheme)): record.fisher
+        (record.site, Scheme.named(record.scheme)): record.fisher
         for record in run.read_many(SENSITIVITY, Sensitivity)
         if record.fisher is not None
     }

@@ -4,22 +4,25 @@ from pathlib import Path
 
 from quantriage.errors import UsageError
 from quantriage.methods.registry import METHODS
-from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.plan_file import from_yaml, to_yaml
+from quantriage.plan.targets import sites_for, target_named
 from quantriage.records.ledger import Ledger
 from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, PLAN, QUANTIZED, SITES, SUMMARY, RunDir
 from quantriage.records.types import Plan, RunSummary
 from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
-from quantriage.workflows.export import export, refuse_unsupported, scale_dtype
+from quantriage.workflows.export import scale_dtype
+from quantriage.workflows.export_target import export_for, refuse_for
 from quantriage.workflows.fill_bank import Wanted
 from quantriage.workflows.opened import OpenedModel, open_model, started_dtype
 from quantriage.workflows.options import QuantizeOptions
 from quantriage.workflows.plan import uniform_plan
 from quantriage.workflows.rounding import LEDGER, round_candidates
 from quantriage.workflows.stages import StageClock
+
+_INTEGERS_ONLY = "gptq-plain"
 
 
 def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummary:
@@ -31,8 +34,8 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         opened = open_model(options.model, options.device, started_dtype(folder / LEDGER))
         plan = _resolve_plan(options, opened)
         scales = scale_dtype(opened.checkpoint)
-        schemes = {a.site: Scheme.parse(a.scheme, scales) for a in plan.assignments if a.scheme != "none"}
-        refuse_unsupported(opened.map, schemes)
+        schemes = {a.site: Scheme.named(a.scheme, scales) for a in plan.assignments if a.scheme != "none"}
+        refuse_for(plan.target, opened, schemes)
         tokens = opened.tokens(
             options.calibration, options.sequences, options.length, "calibration", options.seed
         )
@@ -56,12 +59,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         )
     run.write_many(QUANTIZED, records)
     with clock.stage("export"):
-        sites = opened.map.by_name()
-
-        def banked(name: str) -> QuantizedTensor:
-            return bank.read(sites[name].block, name, schemes[name])
-
-        files = export(opened.model, opened.map, schemes, banked, options.out, options.replace)
+        files = export_for(plan.target, opened, schemes, bank, options.out, options.replace)
     run.write(
         LOCK,
         make_lock(
@@ -92,11 +90,13 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
 def _resolve_plan(options: QuantizeOptions, opened: OpenedModel) -> Plan:
     """The plan file, checked against the model, or one scheme for every site."""
     scales = scale_dtype(opened.checkpoint)
-    infos = [site.info() for site in opened.map.sites]
+    infos = sites_for(options.target, [site.info() for site in opened.map.sites])
     if (options.plan is None) == (options.scheme is None):
         raise UsageError("give either --plan FILE or --scheme, such as --scheme w4a-g64")
     if options.method not in METHODS:
         raise UsageError(f"method {options.method!r}: expected one of {', '.join(METHODS)}")
+    if options.method == _INTEGERS_ONLY and target_named(options.target).stored == "gguf":
+        raise UsageError(f"method {_INTEGERS_ONLY} rounds to integers in groups; for llama.cpp: gptq, rtn")
     if options.scheme is not None:
         return uniform_plan(infos, options.scheme, options.target, options.method, scales)
     assert options.plan is not None

@@ -9,7 +9,7 @@ import shutil
 
 import msgspec
 
-from quantriage.errors import StorageError
+from quantriage.errors import StorageError, UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.mixes import MixKind, NamedMix, plan_of
@@ -38,7 +38,7 @@ from quantriage.records.types import (
 )
 from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
-from quantriage.workflows.export import refuse_unsupported
+from quantriage.workflows.export_target import refuse_for
 from quantriage.workflows.fill_bank import Wanted
 from quantriage.workflows.learn_scales import learn_scales, learning_finding
 from quantriage.workflows.opened import open_model, started_dtype
@@ -63,11 +63,13 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
     clock = StageClock()
     if options.out.exists() and any(options.out.iterdir()) and not options.replace:
         raise StorageError(f"{options.out}: exists and is not empty; choose another place or use --replace")
+    if options.learn and target_named(options.target).stored == "gguf":
+        raise UsageError("--learn moves the scales of integer schemes; GGUF types keep theirs, leave it out")
     target_named(options.target)
     with clock.stage("open"):
         opened = open_model(options.model, options.device, started_dtype(options.run_folder / LEDGER))
         menus, _ = menus_for(opened, options.target)
-        refuse_unsupported(opened.map, {name: schemes[0] for name, schemes in menus.items() if schemes})
+        refuse_for(options.target, opened, {name: schemes[0] for name, schemes in menus.items() if schemes})
         tokens, findings = read_tokens(options, opened)
         run = RecoverRun(
             options,
@@ -156,7 +158,7 @@ def _predictions(run: RecoverRun, findings: list[Finding]) -> Predictions:
         write_ladder(run.records, opened, scores, menus, swaps)
         run.ledger.commit("sensitivity", "")
     return {
-        (record.site, Scheme.parse(record.scheme, run.scale_dtype)): record.fisher
+        (record.site, Scheme.named(record.scheme, run.scale_dtype)): record.fisher
         for record in run.records.read_many(SENSITIVITY, Sensitivity)
         if record.fisher is not None
     }
@@ -180,7 +182,7 @@ def _select(run: RecoverRun, contest: Contest, bank: CandidateBank) -> Chosen:
         run.ledger.commit("selection", "", payload)
         return chosen
     stored = msgspec.convert(done.payload, _StoredMix)
-    schemes = {n: None if s is None else Scheme.parse(s, scales) for n, s in stored.schemes.items()}
+    schemes = {n: None if s is None else Scheme.named(s, scales) for n, s in stored.schemes.items()}
     winner = NamedMix(stored.label, stored.kind, schemes, stored.bytes, stored.predicted_kl)
     return Chosen(winner, tuple(run.records.read_many(MIXES, MixMeasurement)))
 
@@ -199,7 +201,7 @@ def _write_records(
     options, opened, tokens = run.options, run.opened, run.tokens
     plan = plan_of(winner, run.infos, options.target, f"recover at {options.bpw} bits: {winner.label}")
     run.records.write(PLAN, plan)
-    run.records.write_many(SITES, run.infos)
+    run.records.write_many(SITES, [site.info() for site in opened.map.sites])
     shipped = {(name, str(scheme)) for name, scheme in winner.schemes.items()}
     run.records.write_many(QUANTIZED, [r for r in rounded if (r.site, r.scheme) in shipped])
     lock = make_lock(

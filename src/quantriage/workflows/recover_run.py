@@ -7,6 +7,7 @@ from quantriage.data.overlap import check_files, check_overlap
 from quantriage.data.token_set import TokenSet
 from quantriage.numerics.schemes import ScaleDtype
 from quantriage.plan.sizes import budget_bytes_for
+from quantriage.plan.targets import sites_for
 from quantriage.records.ledger import Ledger
 from quantriage.records.run_dir import RunDir
 from quantriage.records.types import Finding, SiteInfo
@@ -64,8 +65,8 @@ class RecoverRun:
 
     @property
     def infos(self) -> list[SiteInfo]:
-        """The model's sites as records, in run order."""
-        return [site.info() for site in self.opened.map.sites]
+        """The model's sites as records, in run order, with what the target fuses."""
+        return sites_for(self.options.target, [site.info() for site in self.opened.map.sites])
 
     def meter(self, tokens: TokenSet, exactly: bool, stage: str) -> Meter:
         """Measure on `tokens`, in float32 if `exactly`."""

@@ -70,7 +70,8 @@ def repair(options: RepairOptions, progress: Progress = silent) -> Repair:
     """Write the repaired checkpoint to `options.out` and the proof to the run folder."""
     clock = StageClock()
     check_free(options.out)
-    target_named(options.target)
+    if target_named(options.target).stored == "gguf":
+        raise UsageError("--target says what loads integer formats; the types of a GGUF candidate need none")
     with clock.stage("open"):
         subjects = _open(options, progress)
         rewriter = rewriter_of(subjects.candidate.checkpoint)

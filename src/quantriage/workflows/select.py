@@ -71,7 +71,7 @@ def rounded_predictions(
     """
     found = {}
     for record in rounded:
-        key = record.site, Scheme.parse(record.scheme, scales)
+        key = record.site, Scheme.named(record.scheme, scales)
         left = record.objective / record.rtn_objective if record.rtn_objective > 0 else 1.0
         found[key] = predicted[key] * left
     return found

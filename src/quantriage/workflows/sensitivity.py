@@ -4,7 +4,7 @@ from pathlib import Path
 
 from quantriage.data.token_set import TokenSet
 from quantriage.diagnose.advice import diagnose_sites
-from quantriage.diagnose.fisher import FisherScores, Key, fisher_scores, nearest
+from quantriage.diagnose.fisher import FisherScores, Key, fisher_scores, nearest_stored
 from quantriage.diagnose.ladder import rung_correlations, sensitivity_records
 from quantriage.diagnose.swap import swap_kl
 from quantriage.errors import BudgetError
@@ -42,7 +42,7 @@ def menus_for(opened: OpenedModel, target: str, specs: tuple[str, ...] = ()) -> 
     findings: list[Finding] = []
     for site in opened.map.sites:
         if specs:
-            schemes = tuple(s for s in (Scheme.parse(t, scales) for t in specs) if _divides(s, site))
+            schemes = tuple(s for s in (Scheme.named(t, scales) for t in specs) if _divides(s, site))
         else:
             schemes = menu(target, site.shape, scales)
         menus[site.name] = schemes
@@ -109,7 +109,7 @@ def measure_swaps(
         StreamSettings.for_length(tokens.length),
         progress,
     )
-    return swap_kl(stream, opened.map.sites, menus, nearest)
+    return swap_kl(stream, opened.map.sites, menus, nearest_stored)
 
 
 def base_schemes(menus: Menus) -> dict[str, Scheme]:

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 from quantriage.formats.bank import CandidateBank
-from quantriage.model.site import Site
-from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.plan.mixes import NamedMix
 from quantriage.plan.sizes import bits_per_weight
 from quantriage.records.types import EvalResult, Finding, Proof, Verdict
 from quantriage.stream.compute import choose_compute
-from quantriage.workflows.export import export
+from quantriage.workflows.export_target import export_for
 from quantriage.workflows.prove import Rival, assemble_proof, evaluate_rival, evaluate_saved, noise_floor
 from quantriage.workflows.recover_run import RecoverRun
 from quantriage.workflows.select import Chosen, Contest
@@ -86,11 +84,5 @@ def _rivals(run: RecoverRun, chosen: Chosen, contest: Contest) -> tuple[list[Riv
 
 
 def _export(run: RecoverRun, mix: NamedMix, bank: CandidateBank) -> dict[str, str]:
-    schemes = {name: scheme for name, scheme in mix.schemes.items() if scheme is not None}
-    sites: dict[str, Site] = run.opened.map.by_name()
-
-    def banked(name: str) -> QuantizedTensor:
-        return bank.read(sites[name].block, name, schemes[name])
-
     replace = run.options.replace or run.options.out.exists()
-    return export(run.opened.model, run.opened.map, schemes, banked, run.options.out, replace)
+    return export_for(run.options.target, run.opened, mix.schemes, bank, run.options.out, replace)

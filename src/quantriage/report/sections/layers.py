@@ -85,8 +85,8 @@ def _bits_views(records: RunRecords, grid: Grid, tips: Mapping[Place, str]) -> l
 
 
 def code_bits(scheme: str) -> float | None:
-    """Bits of one code: 4 for w4a-g64, 16 for a site left in full precision, None for an unknown scheme."""
-    found = re.match(r"w(\d+)", scheme)
+    """Bits of one code: 4 for w4a-g64 or Q4_K, 16 for a site in full precision, None if unknown."""
+    found = re.match(r"(?:w|I?Q)(\d+)", scheme)
     return float(found[1]) if found else FULL_PRECISION_BITS if scheme == "none" else None
 
 

@@ -1,0 +1,49 @@
+"""What a target's checkpoint is written as: compressed-tensors, or GGUF."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantriage.formats.bank import CandidateBank
+from quantriage.numerics.schemes import Scheme
+from quantriage.plan.targets import target_named
+from quantriage.workflows.export import export, refuse_unsupported
+from quantriage.workflows.export_gguf import export_gguf, refuse_unwritable
+from quantriage.workflows.opened import OpenedModel
+
+
+def refuse_for(target: str, opened: OpenedModel, schemes: Mapping[str, Scheme]) -> None:
+    """Raise BudgetError for the first site that the target's format cannot store, before any heavy work."""
+    if target_named(target).stored == "gguf":
+        refuse_unwritable(opened.checkpoint, opened.map)
+    else:
+        refuse_unsupported(opened.map, schemes)
+
+
+def export_for(
+    target: str,
+    opened: OpenedModel,
+    schemes: Mapping[str, Scheme | None],
+    bank: CandidateBank,
+    directory: Path,
+    replace: bool,
+) -> dict[str, str]:
+    """Write the banked candidates of `schemes` (None: full precision); sha256 by file name."""
+    chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    blocks = {site.name: site.block for site in opened.map.sites}
+    if target_named(target).stored == "gguf":
+        return export_gguf(
+            opened.checkpoint,
+            opened.map,
+            chosen,
+            lambda name: bank.read_blocks(blocks[name], name, chosen[name]),
+            directory,
+            replace,
+        )
+    return export(
+        opened.model,
+        opened.map,
+        chosen,
+        lambda name: bank.read(blocks[name], name, chosen[name]),
+        directory,
+        replace,
+    )
