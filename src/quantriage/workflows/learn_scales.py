@@ -77,9 +77,7 @@ def learning_finding(points: tuple[LearningPoint, ...]) -> Finding:
     start = f"{points[0].kl.value:.4f}"
     text = f"KL on the selection text {start} before, {best.kl.value:.4f} after {best.step} of {last} steps"
     if best.step == 0:
-        text = (
-            f"KL on the selection text was {start}, in {last} steps never lower; rounded scales kept"
-        )
+        text = f"KL on the selection text was {start}, in {last} steps never lower; rounded scales kept"
     return Finding(severity="info", code="learned-scales", text=f"scales learned end to end: {text}")
 
 
