@@ -230,6 +230,10 @@ def test_what_cannot_be_done_is_refused_at_once(
         recover(place.recover(tmp_path / "out", target="llama.cpp", learn=2))
     with pytest.raises(UsageError, match="gptq-plain"):
         quantize(quantize_options(reference, texts, tmp_path / "out", scheme="Q4_0", method="gptq-plain"))
+    with pytest.raises(BudgetError, match="cannot hold w4a-g32; expected one of Q2_K"):
+        quantize(quantize_options(reference, texts, tmp_path / "out", scheme="w4a-g32"))
+    with pytest.raises(BudgetError, match="GGUF block type"):
+        quantize(quantize_options(reference, texts, tmp_path / "out", scheme="Q4_0", target="vllm"))
     experts = tiny_gguf.write(tmp_path / "moe.gguf", "qwen3moe")
     with pytest.raises(BudgetError, match="experts"):
         quantize(quantize_options(experts, texts, tmp_path / "out", scheme="Q4_0"))

@@ -42,9 +42,13 @@ def gguf_weights(checkpoint: Checkpoint) -> GGUFWeights:
     return checkpoint.weights
 
 
-def refuse_unwritable(checkpoint: Checkpoint, model_map: ModelMap) -> None:
-    """Raise BudgetError before any heavy work for a reference or a site that cannot be written."""
+def refuse_unwritable(checkpoint: Checkpoint, model_map: ModelMap, schemes: Mapping[str, Scheme]) -> None:
+    """Raise BudgetError before any heavy work for a reference, site or scheme that cannot be written."""
     weights = gguf_weights(checkpoint)
+    for name, scheme in schemes.items():
+        if not scheme.in_blocks:
+            kinds = ", ".join(BLOCK_TYPES)
+            raise BudgetError(f"{name}: a GGUF file cannot hold {scheme}; expected one of {kinds}")
     for site in model_map.sites:
         if site.expert is not None or site.rows is not None or f"{site.name}.weight" not in weights.parts:
             raise BudgetError(
@@ -66,7 +70,7 @@ def export_gguf(
     `blocks` gives a site's weight by name, one at a time. Raises what `refuse_unwritable` does, StorageError
     if the reference lies in `directory`, CheckpointError for a weight that its type cannot hold.
     """
-    refuse_unwritable(checkpoint, model_map)
+    refuse_unwritable(checkpoint, model_map, schemes)
     if checkpoint.path.resolve().is_relative_to(directory.resolve()):
         raise StorageError(f"{directory}: holds the reference itself; choose another place")
     tensors = _SiteTensors(gguf_weights(checkpoint), model_map.by_name(), schemes, blocks)

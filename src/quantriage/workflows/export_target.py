@@ -14,7 +14,7 @@ from quantriage.workflows.opened import OpenedModel
 def refuse_for(target: str, opened: OpenedModel, schemes: Mapping[str, Scheme]) -> None:
     """Raise BudgetError for the first site that the target's format cannot store, before any heavy work."""
     if target_named(target).stored == "gguf":
-        refuse_unwritable(opened.checkpoint, opened.map)
+        refuse_unwritable(opened.checkpoint, opened.map, schemes)
     else:
         refuse_unsupported(opened.map, schemes)
 
