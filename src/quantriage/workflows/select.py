@@ -12,7 +12,6 @@ from quantriage.formats.bank import CandidateBank
 from quantriage.numerics.schemes import ScaleDtype, Scheme
 from quantriage.plan.allocate import Mix, allocate
 from quantriage.plan.baselines import first_and_last, uniform_mixes
-from quantriage.plan.calibrate import scaled, scheme_factors
 from quantriage.plan.mixes import NamedMix, named
 from quantriage.plan.sizes import bits_per_weight
 from quantriage.plan.swaps import neighbours
@@ -107,7 +106,7 @@ def select(
     swaps: int,
     progress: Progress,
 ) -> Chosen:
-    """Measure the baselines, allocate on predictions corrected by them, measure those mixes, then swap.
+    """Measure the baselines and the allocated mixes, then swap.
 
     Swaps around the best mix are tried as long as they lower the measured KL.
     """
@@ -121,21 +120,18 @@ def select(
 
     for contestant in contest.baselines:
         measure(contestant)
-    factors = scheme_factors(contest.units, [(c.schemes, _mean(values)) for c, values in measured])
-    units = scaled(contest.units, factors)
-    mixes = allocate(units, contest.budget_bytes, len(contest.mixes))
     costs = []
-    for number, mix in enumerate(mixes, start=1):
-        costs.append((measure(named(units, mix, f"mix {number}")), mix))
+    for number, mix in enumerate(contest.mixes, start=1):
+        costs.append((measure(named(contest.units, mix, f"mix {number}")), mix))
     best_cost, best = min(costs, key=lambda item: item[0])
-    tried = {mix.choices for mix in mixes}
+    tried = {mix.choices for mix in contest.mixes}
     for number in range(1, swaps + 1):
-        nearby = neighbours(units, best, contest.budget_bytes, 8 * swaps)
+        nearby = neighbours(contest.units, best, contest.budget_bytes, 8 * swaps)
         following = next((m for m in nearby if m.choices not in tried), None)
         if following is None:
             break
         tried.add(following.choices)
-        cost = measure(named(units, following, f"swap {number}", "swap"))
+        cost = measure(named(contest.units, following, f"swap {number}", "swap"))
         if cost < best_cost:
             best_cost, best = cost, following
     winner = min(measured, key=lambda item: _mean(item[1]))[0]
