@@ -26,15 +26,18 @@ class Environment:
 
 ENVIRONMENTS: dict[str, Environment] = {
     "llm-compressor": Environment("llm_compressor.py", (TORCH, "llmcompressor==0.14.0")),
-    "gptqmodel": Environment("gptq_model.py", (TORCH, "GPTQModel==7.7.0")),
+    # transformers reads GPTQ through optimum
+    "gptqmodel": Environment("gptq_model.py", (TORCH, "GPTQModel==7.7.0", "optimum")),
     "auto-round": Environment("autoround.py", (TORCH, "auto-round==0.16.1")),
     "hqq": Environment("hqq_linear.py", (TORCH, "hqq==0.2.8.post1", "transformers==4.57.6", "accelerate")),
     "torchao": Environment("torch_ao.py", (TORCH, "torchao==0.18.0", "transformers==5.23.0", "accelerate")),
     "bitsandbytes": Environment(
         "bits_and_bytes.py", (TORCH, "bitsandbytes==0.50.2", "transformers==5.23.0", "accelerate")
     ),
+    # modelopt imports the last two without asking for them
     "modelopt": Environment(
-        "model_optimizer.py", (TORCH, "nvidia-modelopt==0.47.0", "transformers==5.23.0", "accelerate")
+        "model_optimizer.py",
+        (TORCH, "nvidia-modelopt==0.47.0", "transformers==5.23.0", "accelerate", "datasets", "requests"),
     ),
     "llama.cpp": Environment(
         "llama_cpp.py",

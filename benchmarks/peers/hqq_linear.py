@@ -43,7 +43,8 @@ def main() -> None:
     copy_tokenizer(given.model, given.out)
     restore_config(given.model, given.out)
     phases.end("save")
-    phases.write(f"HQQ {version('hqq')}", given)
+    # a scale and a zero of 16 bits each; of a model in float32 it stores them in float32
+    phases.write(f"HQQ {version('hqq')}", given, bits_per_weight=given.bits + 32 / given.group_size)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ that the peer is measured as its users run it. `--recommended` is the preset of 
 import argparse
 from typing import Any
 
-from phases import Phases, load_model, parse, peer_parser, read_tokens
+from phases import Phases, grouped_bits, load_model, parse, peer_parser, read_tokens
 
 
 def read_options() -> argparse.Namespace:
@@ -49,6 +49,11 @@ def recipe(given: argparse.Namespace) -> Any:
     return [AWQModifier(), plain]
 
 
+def own_size(given: argparse.Namespace) -> float:
+    """Bits per weight with 16-bit scales: of a model in float32 it stores them in float32."""
+    return grouped_bits(given.bits, given.group_size, given.symmetric)
+
+
 def quantize(given: argparse.Namespace, model: Any, tokens: Any) -> None:
     """Run the recipe in place; `tokens` is int64 [sequences, length]. RTN needs none."""
     from datasets import Dataset
@@ -83,7 +88,8 @@ def main() -> None:
     model.save_pretrained(given.out, save_compressed=True)
     tokenizer.save_pretrained(given.out)
     phases.end("save")
-    phases.write(f"llm-compressor {llmcompressor.__version__}", given)
+    size = grouped_bits(4, 128, True) if given.recommended else own_size(given)
+    phases.write(f"llm-compressor {llmcompressor.__version__}", given, bits_per_weight=size)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ ROWS: tuple[Row, ...] = (
     Row(f"{_AR} w3s", _AR, 3.3, ("--bits", "3", *_GROUP)),
     Row("hqq w4", "hqq", 4.5, _GROUP),
     Row("hqq recommended", "hqq", 4.5, ("--group-size", "64")),
-    Row("hqq w3", "hqq", 3.3, ("--bits", "3", *_GROUP)),
+    Row("hqq w3", "hqq", 3.3, ("--bits", "3", "--group-size", "64")),
     Row(f"{_AO} w4a", _AO, 4.5, ("--asymmetric", *_GROUP)),
     Row(f"{_AO} w4s", _AO, 4.5, _GROUP),
     Row(f"{_AO} w3a", _AO, 3.3, ("--bits", "3", "--asymmetric", *_GROUP)),

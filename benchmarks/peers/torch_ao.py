@@ -10,7 +10,7 @@ import argparse
 from importlib.metadata import version
 from typing import Any
 
-from phases import Phases, copy_tokenizer, parse, peer_parser
+from phases import Phases, copy_tokenizer, grouped_bits, parse, peer_parser
 
 
 def scheme(given: argparse.Namespace) -> Any:
@@ -46,11 +46,8 @@ def main() -> None:
     model.save_pretrained(given.out)
     copy_tokenizer(given.model, given.out)
     phases.end("save")
-    # scales in float16; a zero point takes the bits of a code
-    of_group = 16 + (given.bits if given.asymmetric else 0)
-    phases.write(
-        f"torchao {version('torchao')}", given, bits_per_weight=given.bits + of_group / given.group_size
-    )
+    size = grouped_bits(given.bits, given.group_size, not given.asymmetric)
+    phases.write(f"torchao {version('torchao')}", given, bits_per_weight=size)
 
 
 if __name__ == "__main__":
