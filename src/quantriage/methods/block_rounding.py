@@ -28,7 +28,7 @@ from quantriage.methods.objective import quadratic, relative_objective
 from quantriage.methods.protocol import MethodFinding, SiteStatistics
 from quantriage.methods.refinement import refine
 from quantriage.numerics.block_tensor import BlockTensor
-from quantriage.numerics.schemes import Scheme
+from quantriage.numerics.schemes import ScaleDtype, Scheme
 
 _DAMPING = 0.01  # of the mean diagonal, as for integers
 _SWEEPS = 2
@@ -87,12 +87,14 @@ def round_blocks(
     factor = factorize(hessian, hessian.diagonal().argsort(stable=True), _DAMPING)
     stacked = torch.cat(list(weights))
     counts = [len(weight) for weight in weights]
-    totals = quadratic(stacked, hessian).split(counts)
+    totals = torch.split(quadratic(stacked, hessian), counts)
     found: list[list[BlockResult]] = [[] for _ in weights]
     for scheme in schemes:
         rounded, errors, plain_errors = _best_rows(stacked, scheme, factor, hessian)
-        pieces = zip(found, rounded.raw.split(counts), errors.split(counts), totals, strict=True)
-        for (own, raw, error, total), plain in zip(pieces, plain_errors.split(counts), strict=True):
+        pieces = zip(
+            found, torch.split(rounded.raw, counts), torch.split(errors, counts), totals, strict=True
+        )
+        for (own, raw, error, total), plain in zip(pieces, torch.split(plain_errors, counts), strict=True):
             own.append(
                 BlockResult(
                     BlockTensor(scheme, raw.clone()),
@@ -146,7 +148,7 @@ def fed_back(
             target -= offset[part].T.repeat_interleave(layout.sub, 0)
         grid = _grid(scale[part].T, layout.sub, points)
         centred = feed_back_errors(target, factor, grid)
-        dtype = None if layout.two_levels else "float16"
+        dtype: ScaleDtype | None = None if layout.two_levels else "float16"
         centred, moved = refine(target, centred, grid, hessian, factor.damping_added, sweeps, dtype)
         codes[part], refitted[part] = points.codes(centred).T, moved.T
     d = fields.d if layout.two_levels else refitted.reshape(-1, 1)

@@ -138,7 +138,7 @@ class _SiteTensors(Mapping[str, tuple[str, bytes]]):
             order = row_order(lambda read: self._weights.assemble(tensor, read), shapes, where)
             raw = torch.empty_like(raw).index_copy_(0, order, raw)
         counts = [prod(shape[:-1]) for shape in shapes.values()]
-        pieces = zip(shapes, raw.split(counts), strict=True)
+        pieces = zip(shapes, torch.split(raw, counts), strict=True)
         return {part: (found.kind, _bytes(piece)) for part, piece in pieces}
 
 

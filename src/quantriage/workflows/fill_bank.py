@@ -35,6 +35,7 @@ from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.stream import Stream
 
 Rounded = QuantizedTensor | BlockTensor
+_Outcome = tuple[MethodResult | BlockResult, float]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,6 @@ def _quantize_block(
 def _quantize_group(group: _Group) -> list[tuple[str, Scheme, Rounded, QuantizedSite]]:
     start = time.perf_counter()
     schemes, method = group.wanted.schemes, group.wanted.method
-    rounded: Sequence[Sequence[tuple[MethodResult | BlockResult, float]]]
     rounded = _rounded_in_blocks(group) if schemes[0].in_blocks else _rounded(group)
     seconds = (time.perf_counter() - start) / (len(group.sites) * len(schemes))
     found: list[tuple[str, Scheme, Rounded, QuantizedSite]] = []
@@ -143,7 +143,7 @@ def _quantize_group(group: _Group) -> list[tuple[str, Scheme, Rounded, Quantized
     return found
 
 
-def _rounded(group: _Group) -> list[list[tuple[MethodResult, float]]]:
+def _rounded(group: _Group) -> list[list[_Outcome]]:
     """By site and scheme, with the objective of plain rounding."""
     schemes, method = group.wanted.schemes, group.wanted.method
     results = METHODS[method].quantize_many(group.weights, group.statistics, schemes)
@@ -154,7 +154,7 @@ def _rounded(group: _Group) -> list[list[tuple[MethodResult, float]]]:
     ]
 
 
-def _rounded_in_blocks(group: _Group) -> list[list[tuple[BlockResult, float]]]:
+def _rounded_in_blocks(group: _Group) -> list[list[_Outcome]]:
     """The same for GGUF types; a menu has either those or integers."""
     rounding = plain_blocks if group.wanted.method in DATA_FREE else round_blocks
     results = rounding(group.weights, group.statistics, group.wanted.schemes)
