@@ -14,8 +14,8 @@ _BLOCK = 512  # columns; blocks above the diagonal are not computed
 class HessianSum:
     """Accumulates H [in, in] in float32. Only the lower triangle is kept up to date until `value`.
 
-    Products run in the inputs' dtype: bfloat16 inputs are summed in float32 within a batch by the processor
-    and rounded once for each batch, which adds less noise than damping removes (docs/lab-log.md).
+    Products run in float32 whatever the inputs' dtype. In bfloat16 they are twice as fast, but each batch's
+    sum is rounded alike: on inputs with a large mean that left a matrix which is not positive definite.
     Sums merge (`merge`), so shards of the calibration set may be summed apart.
     """
 
@@ -24,13 +24,10 @@ class HessianSum:
         self.tokens = 0
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a copy of the inputs.
-
-        The inputs' dtype decides, also where a caller is under autocast.
-        """
-        rows = inputs
+        """Add `inputs` [n, in] with token `weights` [n] >= 0. Peak memory: a float32 copy of the inputs."""
+        rows = inputs.float()
         if weights is not None:
-            rows = rows * weights.sqrt().to(rows.dtype).unsqueeze(1)
+            rows = rows * weights.float().sqrt().unsqueeze(1)
         self.tokens += rows.shape[0]
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, rows.shape[1], _BLOCK):
