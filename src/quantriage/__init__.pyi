@@ -1,15 +1,15 @@
 from quantriage.errors import QuantriageError as QuantriageError
 from quantriage.report.render import render as render_report
+from quantriage.workflows.advise import advise as advise
+from quantriage.workflows.advise_options import AdviseOptions as AdviseOptions
+from quantriage.workflows.bench import bench as bench
+from quantriage.workflows.bench_options import BenchOptions as BenchOptions
 from quantriage.workflows.calibration_build import build as build_calibration
 from quantriage.workflows.calibration_check import check_set as check_calibration
 from quantriage.workflows.calibration_compare import compare_sets as compare_calibration
 from quantriage.workflows.calibration_options import BuildOptions as CalibrationBuildOptions
 from quantriage.workflows.calibration_options import CheckOptions as CalibrationCheckOptions
 from quantriage.workflows.calibration_options import CompareSetsOptions as CalibrationCompareOptions
-from quantriage.workflows.advise import advise as advise
-from quantriage.workflows.advise_options import AdviseOptions as AdviseOptions
-from quantriage.workflows.bench import bench as bench
-from quantriage.workflows.bench_options import BenchOptions as BenchOptions
 from quantriage.workflows.evaluate import evaluate as evaluate_model
 from quantriage.workflows.opened import open_model as open_model
 from quantriage.workflows.options import EvaluateOptions as EvaluateOptions
@@ -42,11 +42,11 @@ __all__ = [
     "SensitivityOptions",
     "SweepOptions",
     "__version__",
+    "advise",
+    "bench",
     "build_calibration",
     "check_calibration",
     "compare_calibration",
-    "advise",
-    "bench",
     "evaluate_model",
     "make_plan",
     "open_model",
