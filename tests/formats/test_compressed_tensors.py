@@ -172,7 +172,7 @@ BROKEN = {
     "shape lies": (lambda t: t.update({"m.weight_shape": torch.tensor([64, 2**40])}), "says"),
     "rows lie": (lambda t: t.update({"m.weight_shape": torch.tensor([65, 64])}), "says"),
     "columns lie": (lambda t: t.update({"m.weight_shape": torch.tensor([64, 128])}), "scale of shape"),
-    "shape of one": (lambda t: t.update({"m.weight_shape": torch.tensor([64])}), "1 entries"),
+    "shape of one": (lambda t: t.update({"m.weight_shape": torch.tensor([64])}), "two sizes"),
     "float words": (lambda t: t.update({"m.weight_packed": torch.ones(64, 8)}), "int32"),
     "scale shape": (lambda t: t.update({"m.weight_scale": torch.ones(64, 3).half()}), "scale of shape"),
     "scale dtype": (lambda t: t.update({"m.weight_scale": torch.ones(64, 2).double()}), "scale of"),

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from quantriage.stream.compute import FASTER_BY, Compute, choose_compute, exact
+from quantriage.stream.compute import FASTER_BY, NARROW, Compute, choose_compute, exact
 
 
 def test_the_choice_follows_its_own_measurement() -> None:
-    chosen = choose_compute("cpu", 64)
+    chosen = choose_compute("cpu", 512)
     assert chosen.dtype_name in ("float32", "bfloat16")
     ratio = float(chosen.reason.split(" times")[0].rpartition(" ")[2])
     if abs(ratio - FASTER_BY) > 0.1:  # the reason is rounded to one digit
@@ -25,6 +25,10 @@ def test_products_run_in_the_chosen_dtype(dtype: torch.dtype) -> None:
     assert product.dtype == dtype
     assert torch.equal(product, expected)
     assert norm.dtype == torch.float32
+
+
+def test_narrow_models_run_in_float32_without_a_measurement() -> None:
+    assert choose_compute("cpu", NARROW - 1).dtype == torch.float32
 
 
 def test_exact_is_float32() -> None:

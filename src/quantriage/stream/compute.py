@@ -16,6 +16,7 @@ from quantriage.parallel import threads
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FASTER_BY = 1.2  # bfloat16 costs precision; it has to earn it
+NARROW = 128  # below this width it gains too little, and too unevenly from run to run, to be worth it
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def choose_compute(device: str, width: int) -> Compute:
     cannot tip a choice that decides bytes; and no narrower than 512, where the dtypes are further apart.
     """
     where = torch.device(device)
+    if width < NARROW:
+        return Compute(where, torch.float32, f"products of width {width} are too narrow for bfloat16 to pay")
     width = max(width, 512)
     (seconds,) = threads(partial(_best_times, where), [width])
     ratio = seconds[torch.float32] / seconds[torch.bfloat16]
