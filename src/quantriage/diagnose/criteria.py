@@ -18,6 +18,8 @@ NOISE = 1e-6
 """KL in nats that no one has to explain; float32 leaves 1e-8."""
 HEALTHY = 1.2
 """Times the KL of plain rounding up to which a candidate is healthy; other tools may round a little worse."""
+REMAINDER = 0.02
+"""Part of the candidate's KL below which what remains is left alone: healthy parts are predicted only."""
 SLACK = 1.1
 """Times the healthy KL of the units taken that is allowed to them: their parts of it are predicted only."""
 
@@ -30,12 +32,13 @@ class ExcessKl:
     costs. The threshold lies halfway, in log KL, between a healthy candidate's KL H and the KL K of
     this one: what the units taken have in excess must be more than sqrt(H K) - H. It is set anew for what
     remains when culprits were found, so that a small culprit is found behind a large one; the search ends
-    where what remains has at most HEALTHY times the KL of healthy units.
+    where what remains has at most HEALTHY times the KL of healthy units, or REMAINDER of the whole.
     """
 
     runs: HybridRuns
     healthy: Mapping[str, float]
     thresholds: list[float] = field(default_factory=list)
+    _least: float = 0.0
 
     @property
     def text(self) -> str:
@@ -46,8 +49,10 @@ class ExcessKl:
     def begin(self, units: Taken, value: float) -> bool:
         """Set the threshold for a search in `units`; False if their KL is a healthy one."""
         healthy = total(self.healthy, units) + NOISE
-        if not value > HEALTHY * healthy:
+        if not value > max(HEALTHY * healthy, self._least):
             return False
+        if not self.thresholds:
+            self._least = REMAINDER * bounded(value)
         self.thresholds.append(math.sqrt(healthy * bounded(value)) - healthy)
         return True
 

@@ -124,6 +124,8 @@ def _placed(e: Evidence) -> bool:
     p = e.prediction
     if p is None or p.noise_ratio is None or p.noise_ratio > PLACED:
         return False
+    if worse_than_plain(e.error.relative, e.error.nearest, e.kl, e.plain_kl):
+        return False  # predicted to be cheap, measured not to be
     if p.nearest is None or not e.error.nearest:
         return True
     return p.actual <= PLACED * p.nearest * (e.error.relative / e.error.nearest) ** 2
