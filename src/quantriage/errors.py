@@ -57,3 +57,9 @@ class EngineError(QuantriageError):
     """A serving engine that cannot be started, refuses a checkpoint, or gives no usable answer."""
 
     exit_code = 10
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what another library raised, at most 300 letters, or the error's kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

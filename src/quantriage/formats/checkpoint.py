@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from quantriage.checkpoint.location import resolve
 from quantriage.checkpoint.safetensors_source import open_safetensors
 from quantriage.checkpoint.strict_json import read_object
-from quantriage.errors import CheckpointError
+from quantriage.errors import CheckpointError, reason_of
 from quantriage.formats.config_counts import refuse_endless
 from quantriage.formats.dense import DenseWeights, majority_dtype
 from quantriage.formats.gguf import open_gguf_weights
@@ -122,8 +122,9 @@ def _load_config(folder: Path) -> PretrainedConfig:
     try:
         whole = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a config class may raise anything at a stranger's values
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder / CONFIG_NAME}: transformers cannot read it ({reason})") from error
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME}: transformers cannot read it ({reason_of(error)})"
+        ) from error
     config: PretrainedConfig = whole.get_text_config()
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -25,7 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from quantriage.checkpoint.gguf_file import GGUFSource, open_gguf, refuse_split
-from quantriage.errors import CheckpointError
+from quantriage.errors import CheckpointError, reason_of
 from quantriage.formats.config_counts import refuse_endless
 from quantriage.formats.gguf_blocks import stored_blocks
 from quantriage.formats.gguf_order import Array, in_order, row_order
@@ -177,8 +177,7 @@ def open_gguf_weights(path: Path) -> GGUFWeights:
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed)
         name_map = get_gguf_hf_weights_map(ModelOutline(model, config), processor)
     except Exception as error:  # transformers may raise anything at a stranger's values
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: transformers cannot read this model ({reason})") from error
+        raise CheckpointError(f"{path}: transformers cannot read this model ({reason_of(error)})") from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
     parts = _parts(source, name_map, shapes)

@@ -6,10 +6,8 @@ a new file with gguf-py was rejected: it holds all metadata in memory and writes
 """
 
 import os
-import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -19,8 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from quantriage.checkpoint.gguf_file import refuse_split
 from quantriage.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 from quantriage.errors import CheckpointError, UsageError
-from quantriage.records.atomic import sync_folder
-from quantriage.records.storage import writing
+from quantriage.records.atomic import whole_file
 
 _PIECE = 4 << 20  # bytes copied at once
 
@@ -41,22 +38,11 @@ def rewrite_gguf(
     if out.exists() and out.samefile(source):
         raise UsageError(f"{out}: is the file to be rewritten; choose another name")
     kinds = {name: _checked(source, header, name, *entry) for name, entry in replacements.items()}
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    with writing(out):
-        try:
-            with source.open("rb") as old, temporary.open("xb") as new:
-                _write(old, new, header, kinds, replacements)
-                if file_type is not None and header.file_type_at is not None:
-                    new.seek(header.file_type_at)
-                    new.write(struct.pack("<I", file_type))
-                new.flush()
-                os.fsync(new.fileno())
-            temporary.replace(out)
-        except BaseException:  # also KeyboardInterrupt: no temporary file may stay behind
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(out.parent)
+    with whole_file(out) as new, source.open("rb") as old:
+        _write(old, new, header, kinds, replacements)
+        if file_type is not None and header.file_type_at is not None:
+            new.seek(header.file_type_at)
+            new.write(struct.pack("<I", file_type))
 
 
 def _checked(source: Path, header: GGUFHeader, name: str, kind: str, data: bytes) -> GGMLQuantizationType:

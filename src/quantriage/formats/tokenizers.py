@@ -12,7 +12,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from quantriage.checkpoint.gguf_header import read_gguf_header
-from quantriage.errors import CheckpointError
+from quantriage.errors import CheckpointError, reason_of
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
@@ -43,9 +43,10 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Tokenizer:
             folder, trust_remote_code=False, local_files_only=True, **extra
         )
     except Exception as error:  # tokenizer files are a stranger's, the loaders are many
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         where = folder if gguf_file is None else folder / gguf_file
-        raise CheckpointError(f"{where}: no tokenizer that transformers can load ({reason})") from error
+        raise CheckpointError(
+            f"{where}: no tokenizer that transformers can load ({reason_of(error)})"
+        ) from error
     if gguf_file is not None:
         _prefix_spaces(tokenizer, folder / gguf_file)
     return tokenizer

@@ -6,19 +6,31 @@ the folder. Rejected: writing in place with a backup beside it, which needs a re
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from quantriage.records.storage import writing
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Put `data` under `path` in one step. Raises StorageError on a full disk or a forbidden folder."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that gets its name, `path`, when the block ends well; otherwise nothing is left.
+
+    Raises StorageError on a full disk or a forbidden folder.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path):
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

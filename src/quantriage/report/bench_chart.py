@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantriage.records.types import Interval
-from quantriage.report.chart import INK, MUTED, SERIES, Figure, axis, figure
-from quantriage.report.wording import chart_text, clip, number, span, tooltip
+from quantriage.report.chart import INK, MUTED, SERIES, Figure, axis, figure, row_name
+from quantriage.report.wording import number, span, tooltip
 
 _ROW = 58  # pixels
 
@@ -61,7 +61,7 @@ def bars_figure(bars: Sequence[Bar], title: str) -> Figure:
         axis(title, nticks=6, range=[0, 1.06 * most]),
         axis("", showticklabels=False, ticks="", showgrid=False, range=[-0.45, len(bars) - 0.3]),
         height=90 + _ROW * len(bars),
-        annotations=[_name(bar, row) for bar, row in zip(bars, rows, strict=True)],
+        annotations=[row_name(bar.name, row + 0.19, 44) for bar, row in zip(bars, rows, strict=True)],
         shapes=[_line(bar, len(bars)) for bar in bars if bar.reference],
         margin={"l": 8, "r": 12, "t": 34, "b": 8},
     )
@@ -69,21 +69,6 @@ def bars_figure(bars: Sequence[Bar], title: str) -> Figure:
 
 def _tip(bar: Bar, title: str) -> str:
     return tooltip([bar.name, f"{title}: {number(bar.found.value)}, {span(bar.found)}", *bar.lines])
-
-
-def _name(bar: Bar, row: float) -> dict[str, object]:
-    return {
-        "text": chart_text(clip(bar.name, 44)),
-        "showarrow": False,
-        "xref": "paper",
-        "x": 0,
-        "xanchor": "left",
-        "y": row + 0.19,
-        "yanchor": "bottom",
-        "font": {"size": 12, "color": INK},
-        "bgcolor": "var(--surface)",  # over the grid's lines
-        "borderpad": 1,
-    }
 
 
 def _line(bar: Bar, rows: int) -> dict[str, object]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantriage.report.wording import number
+from quantriage.report.wording import chart_text, clip, number
 
 Figure = dict[str, object]  # plotly's own JSON: data and layout
 Trace = dict[str, object]
@@ -128,4 +128,21 @@ def line(xs: Sequence[float], ys: Sequence[float], name: str, style: Mapping[str
         "name": name,
         "hoverinfo": "skip",
         "line": dict(style),
+    }
+
+
+def row_name(name: str, y: float, most: int = 46, **place: object) -> dict[str, object]:
+    """Annotation that names a row of a chart, at its left edge above `y`; `place` moves it. Cut at `most`."""
+    return {
+        "text": chart_text(clip(name, most)),
+        "showarrow": False,
+        "xref": "paper",
+        "x": 0,
+        "xanchor": "left",
+        "y": y,
+        "yanchor": "bottom",
+        "font": {"size": 12, "color": INK},
+        "bgcolor": "var(--surface)",  # over the grid's lines
+        "borderpad": 1,
+        **place,
     }

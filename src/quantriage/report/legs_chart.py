@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from quantriage.records.diagnosis import SplitLeg
 from quantriage.records.types import Interval
-from quantriage.report.chart import INK, MUTED, SERIES, Figure, axis, figure, points
-from quantriage.report.wording import chart_text, clip, number, span, tooltip
+from quantriage.report.chart import INK, MUTED, SERIES, Figure, axis, figure, points, row_name
+from quantriage.report.wording import number, span, tooltip
 
 _COLOURS = {
     "weights": (SERIES[0], "circle"),
@@ -54,7 +54,7 @@ def legs_figure(legs: Sequence[tuple[SplitLeg, Interval]], title: str, *, floors
         axis(title, nticks=6, range=[left, high + room], zeroline=low < 0, zerolinecolor=INK),
         axis("", showticklabels=False, ticks="", showgrid=False, range=[-0.55, len(legs) - 0.25]),
         height=90 + _ROW * len(legs),
-        annotations=[_name(leg, row) for (leg, _), row in zip(legs, rows, strict=True)],
+        annotations=[row_name(leg.label, row, yshift=8) for (leg, _), row in zip(legs, rows, strict=True)],
         shapes=[_floor_bar(leg, row) for leg, row in known],
         margin={"l": 8, "r": 12, "t": 34, "b": 8},
     )
@@ -68,22 +68,6 @@ def _tip(leg: SplitLeg, found: Interval, title: str) -> str:
     lines = [leg.label, f"{leg.part}, by {leg.engine}", f"{title}: {number(found.value)}, {span(found)}"]
     lines += [f"noise floor {number(leg.noise_floor)}"] if leg.noise_floor is not None else []
     return tooltip([*lines, f"{leg.tokens:,} tokens"])
-
-
-def _name(leg: SplitLeg, row: float) -> dict[str, object]:
-    return {
-        "text": chart_text(clip(leg.label, 46)),
-        "showarrow": False,
-        "xref": "paper",
-        "x": 0,
-        "xanchor": "left",
-        "y": row,
-        "yanchor": "bottom",
-        "yshift": 8,
-        "font": {"size": 12, "color": INK},
-        "bgcolor": "var(--surface)",  # over the grid's lines
-        "borderpad": 1,
-    }
 
 
 def _floor_bar(leg: SplitLeg, row: float) -> dict[str, object]:

@@ -21,8 +21,9 @@ from quantriage.report.chart import (
     line,
     log_axis,
     points,
+    row_name,
 )
-from quantriage.report.wording import chart_text, clip, number, percent, span, tooltip
+from quantriage.report.wording import chart_text, number, percent, span, tooltip
 
 _ROW = 44  # pixels
 _LOG_FROM = 8.0  # a spread of KL beyond which the axis is logarithmic
@@ -82,7 +83,7 @@ def kl_figure(found: Sweep) -> Figure:
         _kl_axis(found.variants),
         axis("", showticklabels=False, ticks="", showgrid=False, range=[-0.55, len(rows) - 0.2]),
         height=90 + _ROW * len(rows),
-        annotations=[_name(v, r) for v, r in zip(found.variants, rows, strict=True)],
+        annotations=[row_name(v.label, r, yshift=7) for v, r in zip(found.variants, rows, strict=True)],
         margin={"l": 8, "r": 12, "t": 34, "b": 8},
     )
 
@@ -295,19 +296,3 @@ def _tip(variant: SweepVariant) -> str:
     lines.append(f"perplexity {number(variant.perplexity.value, 4)}")
     lines.append(f"{number(variant.bits_per_weight, 4)} bits per weight")
     return tooltip(lines)
-
-
-def _name(variant: SweepVariant, row: float) -> dict[str, object]:
-    return {
-        "text": chart_text(clip(variant.label, 46)),
-        "showarrow": False,
-        "xref": "paper",
-        "x": 0,
-        "xanchor": "left",
-        "y": row,
-        "yanchor": "bottom",
-        "yshift": 7,
-        "font": {"size": 12, "color": INK},
-        "bgcolor": "var(--surface)",  # over the grid's lines
-        "borderpad": 1,
-    }

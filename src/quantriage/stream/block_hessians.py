@@ -54,7 +54,7 @@ def block_hessians(
             on_block(index, stream.load(index), sums.pop(index).finish())
             stream.progress(visiting, done, len(wanted))
     else:
-        stream.forward(keep=True, stage=f"{gathering}: forward")
+        stream.through(keep=True, stage=f"{gathering}: forward")
         stream.head_gradients(generator)
 
         def visit(index: int, block: nn.Module, gradients: BlockGradients) -> None:

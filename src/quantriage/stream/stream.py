@@ -136,6 +136,10 @@ class Stream:
     def forward(self, weights: SiteWeights | None = None, keep: bool = False, stage: str = "forward") -> None:
         """From tokens to the last boundary, through replaced weights where given."""
         self.embed()
+        self.through(weights, keep, stage)
+
+    def through(self, weights: SiteWeights | None = None, keep: bool = False, stage: str = "forward") -> None:
+        """From boundary 0, where `embed` has put the states, to the last."""
         for index in range(self.model.block_count):
             self.advance(index, self.load(index, weights), keep)
             self.progress(stage, index + 1, self.model.block_count)

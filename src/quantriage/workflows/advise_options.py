@@ -1,34 +1,30 @@
 """What `advise` takes; as in options.py, no torch here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantriage.errors import UsageError
+from quantriage.workflows.options import option, required
 
 PRIORITIES = ("latency", "throughput")
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdviseOptions:
     """`advise`: which way to store and run a model under your constraints, and why not another."""
 
-    model: str = field(metadata={"help": "the unquantized model: folder, .gguf file or hub id"})
-    memory_gb: float = field(metadata={"help": "memory for weights and key-value cache, GB (of 10^9 bytes)"})
-    hardware: str = _option("cpu", "what runs it: cpu, turing, ampere, ada, hopper, blackwell, amd, apple")
-    engine: str = _option("any", "what serves it: vllm, transformers, llama.cpp, or any")
-    context: int = _option(4096, "tokens of context to keep")
-    sequences: int = _option(1, "sequences of that context at once")
-    priority: str = _option("latency", "latency of one request, or throughput of many")
-    quality: str = _option("good", "floor of quality: near-lossless, good, smallest")
-    max_kl: float | None = _option(None, "instead: the most KL to the reference, nats per token")
-    max_perplexity_ratio: float | None = _option(None, "instead: the most perplexity over the reference's")
-    runs: tuple[Path, ...] = _option((), "run folders of evaluate, recover or bench: measured figures")
-    run: Path | None = _option(None, "write the record and a report here")
+    model: str = required("the unquantized model: folder, .gguf file or hub id")
+    memory_gb: float = required("memory for weights and key-value cache, GB (of 10^9 bytes)")
+    hardware: str = option("cpu", "what runs it: cpu, turing, ampere, ada, hopper, blackwell, amd, apple")
+    engine: str = option("any", "what serves it: vllm, transformers, llama.cpp, or any")
+    context: int = option(4096, "tokens of context to keep")
+    sequences: int = option(1, "sequences of that context at once")
+    priority: str = option("latency", "latency of one request, or throughput of many")
+    quality: str = option("good", "floor of quality: near-lossless, good, smallest")
+    max_kl: float | None = option(None, "instead: the most KL to the reference, nats per token")
+    max_perplexity_ratio: float | None = option(None, "instead: the most perplexity over the reference's")
+    runs: tuple[Path, ...] = option((), "run folders of evaluate, recover or bench: measured figures")
+    run: Path | None = option(None, "write the record and a report here")
 
     def __post_init__(self) -> None:
         if not self.memory_gb > 0:

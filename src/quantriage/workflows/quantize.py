@@ -8,7 +8,6 @@ from quantriage.numerics.schemes import Scheme
 from quantriage.plan.plan_file import from_yaml, to_yaml
 from quantriage.plan.targets import sites_for, target_named
 from quantriage.records.ledger import Ledger
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, PLAN, QUANTIZED, SITES, SUMMARY, RunDir
 from quantriage.records.types import Plan, RunSummary
 from quantriage.report.render import render
@@ -62,14 +61,11 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         files = export_for(plan.target, opened, schemes, bank, options.out, options.replace)
     run.write(
         LOCK,
-        make_lock(
+        opened.lock(
             command="quantize",
-            model_source=opened.source,
-            model_digest=digest,
             data=[tokens.identity("calibration")],
             seed=options.seed,
             settings={"target": options.target, "scheme": options.scheme, "method": options.method},
-            hardware=opened.hardware(),
             output_files=files,
         ),
     )
@@ -77,8 +73,6 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         title=f"Quantized {opened.label}",
         model=opened.source,
         target=options.target,
-        budget=None,
-        verdict=None,
         stages=tuple(clock.stages),
         findings=tuple(f for r in records for f in r.findings) + plan.findings,
     )

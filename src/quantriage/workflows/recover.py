@@ -16,7 +16,6 @@ from quantriage.plan.mixes import MixKind, NamedMix, plan_of
 from quantriage.plan.targets import menu, target_named
 from quantriage.plan.units import Unit, form_units
 from quantriage.records.ledger import Ledger
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import (
     LEARNING,
     LOCK,
@@ -65,7 +64,6 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
         raise StorageError(f"{options.out}: exists and is not empty; choose another place or use --replace")
     if options.learn and target_named(options.target).stored == "gguf":
         raise UsageError("--learn moves the scales of integer schemes; GGUF types keep theirs, leave it out")
-    target_named(options.target)
     with clock.stage("open"):
         opened = open_model(options.model, options.device, started_dtype(options.run_folder / LEDGER))
         menus, _ = menus_for(opened, options.target)
@@ -204,10 +202,8 @@ def _write_records(
     run.records.write_many(SITES, [site.info() for site in opened.map.sites])
     shipped = {(name, str(scheme)) for name, scheme in winner.schemes.items()}
     run.records.write_many(QUANTIZED, [r for r in rounded if (r.site, r.scheme) in shipped])
-    lock = make_lock(
+    lock = opened.lock(
         command="recover",
-        model_source=opened.source,
-        model_digest=opened.checkpoint.digest(),
         data=[
             tokens.calibration.identity("calibration"),
             tokens.selection.identity("selection"),
@@ -221,7 +217,6 @@ def _write_records(
             "swaps": options.swaps,
             "learn": options.learn,
         },
-        hardware=opened.hardware(),
         output_files=files,
     )
     run.records.write(LOCK, lock)

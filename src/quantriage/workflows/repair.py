@@ -21,7 +21,6 @@ from quantriage.formats.rewrite import Replacement
 from quantriage.formats.rewriters import rewriter_of
 from quantriage.plan.targets import target_named
 from quantriage.records.diagnosis import Attribution, Repair
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import (
     ATTRIBUTION,
     LOCK,
@@ -200,10 +199,8 @@ def _write_records(subjects: _Subjects, record: Repair, clock: StageClock) -> No
     lock_name, summary_name = _places(run)
     run.write(
         lock_name,
-        make_lock(
+        reference.lock(
             command=COMMAND,
-            model_source=reference.source,
-            model_digest=reference.checkpoint.digest(),
             data=[
                 subjects.calibration.identity("calibration"),
                 subjects.evaluation.identity("evaluation"),
@@ -216,7 +213,6 @@ def _write_records(subjects: _Subjects, record: Repair, clock: StageClock) -> No
                 "extra_bpw": options.extra_bpw,
                 "target": options.target,
             },
-            hardware=reference.hardware(),
         ),
     )
     run.write(

@@ -11,7 +11,6 @@ from quantriage.errors import BudgetError
 from quantriage.model.site import Site
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.targets import menu
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import (
     CORRELATIONS,
     DIAGNOSIS,
@@ -157,22 +156,17 @@ def sensitivity(options: SensitivityOptions, progress: Progress = silent) -> Run
     write_ladder(run, opened, scores, menus, swaps)
     run.write(
         LOCK,
-        make_lock(
+        opened.lock(
             command="sensitivity",
-            model_source=opened.source,
-            model_digest=opened.checkpoint.digest(),
             data=[tokens.identity("calibration")],
             seed=options.seed,
             settings={"target": options.target, "schemes": " ".join(options.schemes), "draws": options.draws},
-            hardware=opened.hardware(),
         ),
     )
     summary = RunSummary(
         title=f"Sensitivity of {opened.label}",
         model=opened.source,
         target=options.target,
-        budget=None,
-        verdict=None,
         stages=tuple(clock.stages),
         findings=tuple(findings),
     )

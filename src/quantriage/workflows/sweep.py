@@ -18,7 +18,6 @@ from quantriage.diagnose.sweep_advice import HeldOut, advise, confirm
 from quantriage.evaluate.intervals import perplexity_interval
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.ledger import Ledger
-from quantriage.records.lock import make_lock
 from quantriage.records.run_dir import LOCK, SITES, SUMMARY, SWEEP, RunDir
 from quantriage.records.sweep import Sweep, SweepRun
 from quantriage.records.types import RunSummary
@@ -250,10 +249,8 @@ def _write_rest(run: _Run, records: RunDir, clock: StageClock) -> None:
     }
     records.write(
         LOCK,
-        make_lock(
+        run.opened.lock(
             command="sweep",
-            model_source=run.opened.source,
-            model_digest=run.opened.checkpoint.digest(),
             data=[
                 run.calibration.identity("calibration"),
                 run.selection.identity("selection"),
@@ -261,7 +258,6 @@ def _write_rest(run: _Run, records: RunDir, clock: StageClock) -> None:
             ],
             seed=options.seed,
             settings=settings,
-            hardware=run.opened.hardware(),
         ),
     )
     records.write(

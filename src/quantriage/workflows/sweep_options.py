@@ -1,11 +1,10 @@
 """What `sweep` takes. No torch here, so that `--help` stays fast."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantriage.errors import UsageError
-from quantriage.workflows.options import CalibrationOptions
+from quantriage.workflows.options import CalibrationOptions, option, required
 
 CHOICES: dict[str, str] = {
     "group-size": "how many weights should share a scale?",
@@ -20,27 +19,19 @@ CHOICES: dict[str, str] = {
 }
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-def _required(text: str) -> Any:
-    return field(metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(CalibrationOptions):
     """`sweep`: vary one choice of a quantization, hold the rest, recommend, and confirm on held-out text."""
 
-    model: str = _required("model folder, .gguf or .safetensors file, or hub id")
-    choice: tuple[str, ...] = _required(f"what to vary: {', '.join(CHOICES)}")
-    evaluate: tuple[Path, ...] = _required("text files to confirm on; must not overlap calibration")
-    run: Path = _required("folder for the records and the report; resumes")
-    scheme: str = _option("w4a-g64", "scheme to start from; smoothquant-alpha always takes w8s-channel")
-    method: str = _option("rtn", "rounding for group-size and symmetry: rtn, gptq, gptq-plain, ...")
-    selection_sequences: int = _option(16, "windows of calibration text held out to decide on")
-    evaluation_sequences: int = _option(16, "held-out windows to confirm on")
-    evaluation_length: int = _option(512, "tokens in each held-out window")
+    model: str = required("model folder, .gguf or .safetensors file, or hub id")
+    choice: tuple[str, ...] = required(f"what to vary: {', '.join(CHOICES)}")
+    evaluate: tuple[Path, ...] = required("text files to confirm on; must not overlap calibration")
+    run: Path = required("folder for the records and the report; resumes")
+    scheme: str = option("w4a-g64", "scheme to start from; smoothquant-alpha always takes w8s-channel")
+    method: str = option("rtn", "rounding for group-size and symmetry: rtn, gptq, gptq-plain, ...")
+    selection_sequences: int = option(16, "windows of calibration text held out to decide on")
+    evaluation_sequences: int = option(16, "held-out windows to confirm on")
+    evaluation_length: int = option(512, "tokens in each held-out window")
 
     def __post_init__(self) -> None:
         super().__post_init__()
