@@ -3,8 +3,9 @@
     python -m benchmarks.speed MODEL --calibration T --calibration T --evaluate T \\
         --peer-python ENV/bin/python --out FOLDER
 
-Same windows, same scheme. Both saved directories are evaluated by `quantriage evaluate`, and by the plain
-transformers of the environment that wrote them. Writes speed.json.
+Same windows, same scheme; a third row is ours with `--effort fast`, which draws half as many windows. Saved
+directories are evaluated by `quantriage evaluate`, and by the plain transformers of the environment that
+wrote them. Writes speed.json.
 """
 
 import argparse
@@ -22,8 +23,10 @@ def commands(arguments: argparse.Namespace, tokens: Path) -> dict[str, list[str]
     out, model = arguments.out, arguments.model
     program = str(Path(sys.executable).parent / "quantriage")
     flags = [flag for text in arguments.calibration for flag in ("--calibration", str(text))]
+    ours = [program, "quantize", model, "--scheme", "w4a-g64", *flags]
     return {
-        "ours": [program, "quantize", model, "--scheme", "w4a-g64", *flags, "--out", str(out / "ours")],
+        "ours": [*ours, "--out", str(out / "ours")],
+        "ours-fast": [*ours, "--effort", "fast", "--out", str(out / "ours-fast")],
         "llm-compressor": [
             arguments.peer_python,
             str(Path(__file__).parent / "peers" / "llm_compressor.py"),
@@ -59,7 +62,8 @@ def main() -> None:
     for label in rows:
         add(label, asdict(judged(model, out / label, arguments.evaluate, 16, length)))
     write_windows(model, arguments.evaluate, Shape(16, length), "evaluation", windows)
-    for label, python in (("ours", sys.executable), ("llm-compressor", arguments.peer_python)):
+    for label in rows:
+        python = arguments.peer_python if label == "llm-compressor" else sys.executable
         found = plain_transformers(python, model, out / label, windows)
         add(label, {"transformers_kl": found.kl, "transformers_perplexity": found.perplexity})
 

@@ -22,7 +22,7 @@ class DemoOptions:
 
 
 def run(options: DemoOptions, progress: Progress) -> Outcome:
-    """Fetch, recover with settings for two cores and fifteen minutes, and show the verdict."""
+    """Fetch, recover with the effort that two cores carry in fifteen minutes, and show the verdict."""
     from quantriage.workflows.assets import fetch_demo
     from quantriage.workflows.recover import recover
 
@@ -34,14 +34,8 @@ def run(options: DemoOptions, progress: Progress) -> Outcome:
         out=options.out,
         bpw=4.5,
         target="vllm",
-        sequences=64,
-        length=512,
-        evaluation_sequences=16,
+        effort="fast",
         evaluation_length=512,
-        sensitivity_sequences=16,
-        selection_sequences=8,
-        mixes=3,
-        swaps=4,
         replace=True,
     )
     return outcome(recover(chosen, progress), chosen.run_folder, chosen.out)

@@ -3,6 +3,7 @@
 No torch here, so that `--help` stays fast. `help` in a field's metadata is the flag's help text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,46 @@ class KeepsStates:
             raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
 
 
+EFFORTS: Mapping[str, Mapping[str, int]] = {
+    "fast": {
+        "sequences": 64,
+        "selection_sequences": 8,
+        "sensitivity_sequences": 16,
+        "mixes": 3,
+        "swaps": 4,
+    },
+    "balanced": {
+        "sequences": 128,
+        "selection_sequences": 16,
+        "sensitivity_sequences": 64,
+        "mixes": 4,
+        "swaps": 6,
+    },
+    "best": {
+        "sequences": 256,
+        "selection_sequences": 16,
+        "sensitivity_sequences": 64,
+        "mixes": 6,
+        "swaps": 12,
+    },
+}
+"""What each effort sets where the caller left it open; what it costs and gains is in docs/lab-log.md."""
+
+
+class ByEffort:
+    """Options with settings that `effort` fills in where they were left open; no field of its own."""
+
+    effort: str
+
+    def fill(self) -> None:
+        """Set what is None; UsageError if there is no such effort."""
+        if self.effort not in EFFORTS:
+            raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
+        for name, value in EFFORTS[self.effort].items():
+            if hasattr(self, name) and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions(KeepsStates):
     """Which tokens calibrate, and where work is kept. Shared by every verb that runs the backward pass."""
@@ -57,7 +98,7 @@ class CalibrationOptions(KeepsStates):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoverOptions(CalibrationOptions):
+class RecoverOptions(ByEffort, CalibrationOptions):
     """`recover`: find what 4-bit quantization hurts, spend a bit budget there, prove and ship it."""
 
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
@@ -68,13 +109,23 @@ class RecoverOptions(CalibrationOptions):
     run: Path | None = option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
     evaluation_sequences: int = option(16, "evaluation windows")
     evaluation_length: int = option(1024, "tokens in each evaluation window")
-    selection_sequences: int = option(16, "windows of calibration text held out to choose between mixes")
-    sensitivity_sequences: int = option(64, "windows (of at most 256 tokens) for the Fisher scores")
-    mixes: int = option(4, "mixes to measure before refining")
-    swaps: int = option(6, "refinement steps on measured KL")
+    effort: str = option("balanced", "fast, balanced or best: windows, mixes and swaps that are not given")
+    sequences: int = option(None, "calibration windows (64, 128, 256)")
+    selection_sequences: int = option(
+        None, "windows of calibration text held out to choose between mixes (8, 16, 16)"
+    )
+    sensitivity_sequences: int = option(
+        None, "windows (of at most 256 tokens) for the Fisher scores (16, 64, 64)"
+    )
+    mixes: int = option(None, "mixes to measure before refining (3, 4, 6)")
+    swaps: int = option(None, "refinement steps on measured KL (4, 6, 12)")
     learn: int = option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
     exhaustive: bool = option(False, "also measure the true swap KL of every site (slow)")
     replace: bool = option(False, "replace OUT if it exists")
+
+    def __post_init__(self) -> None:
+        self.fill()
+        super().__post_init__()
 
     @property
     def run_folder(self) -> Path:
@@ -106,7 +157,7 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(CalibrationOptions):
+class QuantizeOptions(ByEffort, CalibrationOptions):
     """`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
 
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
@@ -116,7 +167,13 @@ class QuantizeOptions(CalibrationOptions):
     method: str = option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
     target: str = option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
     run: Path | None = option(None, "folder for records and lock (default: OUT.run); resumes")
+    effort: str = option("balanced", "fast, balanced or best: calibration windows if they are not given")
+    sequences: int = option(None, "calibration windows (64, 128, 256)")
     replace: bool = option(False, "replace OUT if it exists")
+
+    def __post_init__(self) -> None:
+        self.fill()
+        super().__post_init__()
 
     @property
     def run_folder(self) -> Path:

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from quantriage.errors import UsageError
+from quantriage.workflows.options import EFFORTS, QuantizeOptions, RecoverOptions
+
+
+def recovering(**more: object) -> RecoverOptions:
+    return RecoverOptions(model="m", calibration=(Path("c"),), evaluate=(Path("e"),), out=Path("o"), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_effort_sets_what_was_left_open(effort: str) -> None:
+    options = recovering(effort=effort)
+    assert {name: getattr(options, name) for name in EFFORTS[effort]} == EFFORTS[effort]
+
+
+def test_what_was_given_stays() -> None:
+    options = recovering(effort="fast", sequences=7, swaps=0)
+    assert (options.sequences, options.swaps) == (7, 0)
+    assert options.mixes == EFFORTS["fast"]["mixes"]
+
+
+def test_quantize_takes_only_the_windows_of_an_effort() -> None:
+    options = QuantizeOptions(model="m", calibration=(Path("c"),), out=Path("o"), effort="best")
+    assert options.sequences == EFFORTS["best"]["sequences"]
+    assert not hasattr(options, "mixes")
+
+
+def test_each_effort_does_at_least_as_much_as_the_one_before() -> None:
+    fast, balanced, best = EFFORTS.values()
+    assert all(fast[name] <= balanced[name] <= best[name] for name in fast)
+
+
+def test_an_unknown_effort_is_refused_with_the_choices() -> None:
+    with pytest.raises(UsageError, match="--effort slow: expected one of fast, balanced, best"):
+        recovering(effort="slow")
