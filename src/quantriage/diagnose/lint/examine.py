@@ -86,16 +86,22 @@ def _structure(subject: Subject, expected: Expected | None, reference: Subject |
 def _tensor(
     subject: Subject, against: Against | None, name: str, sites: dict[str, SiteSummary]
 ) -> list[LintFinding]:
-    """Everything about one tensor, read once."""
+    """Everything about one tensor; values of a quantized one are computed only to be compared."""
     module = name.removesuffix(".weight")
+    matrix = len(_shape(subject, name)) > 1
+    paired = against is not None and name in against.pairs
     try:
-        stored = subject.weights.stored(module) if len(_shape(subject, name)) > 1 else None
-        value = subject.weights.get(name)
+        stored = subject.weights.stored(module) if matrix else None
+        value = subject.weights.get(name) if stored is None or paired else None
     except CheckpointError as error:
         return [finding("unreadable-weight", module, str(error))]
-    site = summarize(module, stored) if value.ndim > 1 else None
-    found = check_dense(name, value) if stored is None else check_stored(module, stored)
-    if against is not None and name in against.pairs:
+    site = summarize(module, stored) if matrix else None
+    found: list[LintFinding] = []
+    if stored is not None:
+        found = check_stored(module, stored)
+    elif value is not None:
+        found = check_dense(name, value)
+    if against is not None and value is not None and paired:
         reference = against.reference.weights.get(against.pairs[name])
         found = _excused(found, reference)
         sound = all(one.severity != "error" for one in found)
