@@ -24,6 +24,21 @@ def test_without_a_terminal_a_stage_prints_at_its_start_and_every_ten_seconds() 
     ]
 
 
+def test_a_stage_that_runs_again_is_timed_again() -> None:
+    now = 0.0
+    out = io.StringIO()
+    progress = PlainProgress(out, clock=lambda: now)
+    for _ in range(2):
+        for done in range(1, 16):  # the end of the first time falls between two lines
+            progress("prove", done, 15)
+            now += 1.0
+    assert out.getvalue().splitlines() == [
+        "prove: 1/15, 0 s elapsed",
+        "prove: 11/15, 10 s elapsed, about 4 s left",
+        "prove: 6/15, 5 s elapsed, about 8 s left",
+    ]
+
+
 def test_names_of_stages_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal()

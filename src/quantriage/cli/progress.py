@@ -37,13 +37,15 @@ class PlainProgress:
         self._stream, self._clock = stream, clock
         self._started: dict[str, float] = {}
         self._printed: dict[str, float] = {}
+        self._done: dict[str, int] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Note progress and perhaps print it."""
+        """Note progress and perhaps print it; fewer steps than before are the same stage, once more."""
         now = self._clock()
-        if stage not in self._started:
+        if done < self._done.get(stage, done + 1):
             self._started[stage] = now
-        elif now - self._printed[stage] < EVERY:
+        self._done[stage] = done
+        if stage in self._printed and now - self._printed[stage] < EVERY:
             return
         self._printed[stage] = now
         spent = now - self._started[stage]
@@ -52,8 +54,6 @@ class PlainProgress:
             line += f", about {duration(spent * (total - done) / done)} left"
         self._stream.write(line + "\n")
         self._stream.flush()
-        if done >= total:  # the same stage may run again, for another mix
-            del self._started[stage]
 
 
 def duration(seconds: float) -> str:

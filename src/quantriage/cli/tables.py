@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantriage.cli.printable import printable
+from quantriage.records.tasks import TaskRun
 from quantriage.records.types import EvalResult, Finding, Interval
 
 _COLUMNS = ("", "bits/weight", "KL [95%]", "perplexity", "agreement")
@@ -23,6 +24,31 @@ def evaluations(results: Sequence[EvalResult]) -> Table:
             with_interval(result.kl),
             f"{result.perplexity.value:.3f}",
             f"{100 * result.top1_agreement.value:.1f}%",
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+_TASK_COLUMNS = ("task", "metric", "items", "reference", "candidate", "difference [95%]", "lost, won", "p")
+
+
+def task_measures(run: TaskRun) -> Table:
+    """Accuracies in percent, the paired difference in points, and how many answers turned wrong and right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(_TASK_COLUMNS):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 0)
+    named = [(result.name, measure) for result in run.tasks for measure in result.measures]
+    for name, found in [*named, *([("all of them", run.pooled)] if run.pooled else [])]:
+        gap = found.difference
+        cells = (
+            name,
+            found.metric,
+            f"{found.items}",
+            f"{100 * found.reference.value:.1f}",
+            f"{100 * found.candidate.value:.1f}",
+            f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]",
+            f"{found.lost}, {found.won}",
+            f"{found.p_value:.2g}",
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table

@@ -46,6 +46,7 @@ from quantriage.records.run_dir import (
     RunDir,
 )
 from quantriage.records.sweep import SweepRun
+from quantriage.records.tasks import TASKS, TaskRun
 from quantriage.records.types import (
     Diagnosis,
     EvalResult,
@@ -67,7 +68,7 @@ _NAMES = (
     *(LINT, ATTRIBUTION, BISECTION, SPLIT, CANDIDATE, REPAIR),
     *(SET, MATRIX, CHECK),
     *(BENCH, ADVICE),
-    *(OUTLIERS, SWEEP),
+    *(OUTLIERS, SWEEP, TASKS),
 )
 
 
@@ -99,6 +100,7 @@ class RunRecords:
     advice: Advice | None
     outliers: Outliers | None
     sweep: SweepRun | None
+    tasks: TaskRun | None
 
     @cached_property
     def site_by_name(self) -> dict[str, SiteInfo]:
@@ -166,6 +168,7 @@ def read_records(run_dir: Path) -> RunRecords:
         advice=_one(run, ADVICE, Advice),
         outliers=_one(run, OUTLIERS, Outliers),
         sweep=_one(run, SWEEP, SweepRun),
+        tasks=_one(run, TASKS, TaskRun),
     )
 
 

@@ -83,10 +83,14 @@ class Stream:
     def embed(self) -> None:
         """Put the states of boundary 0 in the store."""
         with self.model.embedding():
-            for start in self.batches:
-                hidden, calls = self.model.start(self.rows(start))
-                self._calls.setdefault(hidden.shape[0], calls)
-                self.states.put(f"0/{start}", hidden)
+            self.start()
+
+    def start(self) -> None:
+        """As `embed`, inside `model.embedding()`: several streams share one reading of the table."""
+        for start in self.batches:
+            hidden, calls = self.model.start(self.rows(start))
+            self._calls.setdefault(hidden.shape[0], calls)
+            self.states.put(f"0/{start}", hidden)
 
     def call(self, block: int, batch_size: int) -> BlockCall:
         """The arguments of block `block` for a batch of `batch_size` sequences."""

@@ -3,10 +3,13 @@
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from quantriage.errors import ArchitectureError
 from quantriage.evaluate.summary import Subject, summarize
 from quantriage.records.run_dir import LOCK, PROOF, SUMMARY, RunDir
-from quantriage.records.types import Proof, RunSummary
+from quantriage.records.tasks import TASKS, Evaluation
+from quantriage.records.types import RunSummary
 from quantriage.report.render import render
 from quantriage.stream.compute import choose_compute, exact
 from quantriage.stream.progress import Progress, silent
@@ -15,16 +18,21 @@ from quantriage.workflows.opened import OpenedModel, open_model
 from quantriage.workflows.options import EvaluateOptions
 from quantriage.workflows.prove import assemble_proof, noise_floor, stored_sites
 from quantriage.workflows.stages import StageClock
+from quantriage.workflows.tasks import on_tasks, read_tasks, task_identity
 
 
-def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
-    """Perplexity, KL, agreement and flips on identical tokens, in float32, with the noise floor."""
+def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluation:
+    """Perplexity, KL, agreement and flips on identical tokens, in float32, with the noise floor.
+
+    And the accuracy of both models on multiple-choice tasks, where some are given.
+    """
     clock = StageClock()
     with clock.stage("open"):
         reference = open_model(options.reference, options.device)
         candidate = open_model(options.candidate, options.device)
         refuse_other_shape(reference, candidate)
         tokens = reference.tokens(options.text, options.sequences, options.length, "evaluation")
+        tasks = read_tasks(options.tasks, options.task_items, reference)
     with tempfile.TemporaryDirectory(prefix="quantriage-") as scratch, clock.stage("evaluate"):
         cache = options.run / "cache" if options.run is not None else Path(scratch) / "cache"
         meter = Meter(
@@ -53,14 +61,19 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
         result = summarize(subject, scores, tokens.tokens, lambda ids: str(tokenizer.decode(list(ids))))
         floor = noise_floor(meter, choose_compute(options.device, reference.model.hidden_size))
     proof = assemble_proof([], result, [floor], tokens.digest)
+    with clock.stage("tasks"):
+        found = on_tasks(tasks, reference, candidate, options, progress) if tasks else None
     if options.run is not None:
         run = RunDir(options.run)
         run.write(PROOF, proof)
+        run.file(TASKS).unlink(missing_ok=True)  # of another candidate, if there is one
+        if found is not None:
+            run.write(TASKS, found)
         run.write(
             LOCK,
             reference.lock(
                 command="evaluate",
-                data=[tokens.identity("evaluation")],
+                data=[tokens.identity("evaluation"), *map(task_identity, tasks)],
                 seed=0,
                 settings={"candidate": options.candidate, "candidate_digest": candidate.checkpoint.digest()},
             ),
@@ -72,7 +85,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Proof:
         )
         run.write(SUMMARY, summary)
         render(options.run)
-    return proof
+    return Evaluation(**msgspec.structs.asdict(proof), tasks=found)
 
 
 def refuse_other_shape(reference: OpenedModel, candidate: OpenedModel) -> None:

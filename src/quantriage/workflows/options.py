@@ -197,11 +197,17 @@ class EvaluateOptions:
     reference: str = required("full-precision model")
     candidate: str = required("model to judge: a folder, file or hub id in any format that is read")
     text: tuple[Path, ...] = required("text files to evaluate on")
+    tasks: tuple[str, ...] = option((), "multiple-choice task, [NAME=]PATH (.jsonl), as in HellaSwag or PIQA")
+    task_items: int = option(500, "items of each task, a fixed sample; 0: all")
     sequences: int = option(16, "evaluation windows")
     length: int = option(1024, "tokens in each window")
     run: Path | None = option(None, "write the proof record and a report here")
     device: str = option("cpu", "torch device to compute on")
     state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
+
+    def __post_init__(self) -> None:
+        if self.task_items < 0:
+            raise UsageError(f"--task-items {self.task_items}: expected 1 or more, or 0 for all")
 
 
 @dataclass(frozen=True, kw_only=True)
