@@ -23,6 +23,16 @@ def required(text: str) -> Any:
     return field(metadata={"help": text})
 
 
+TASKS_HELP = "multiple-choice task, [NAME=]PATH (.jsonl), laid out as HellaSwag, PIQA, ARC and others are"
+ITEMS_HELP = "items of each task, a fixed sample; 0: all"
+
+
+def check_task_items(items: int) -> None:
+    """Raise UsageError for a number of items that is none."""
+    if items < 0:
+        raise UsageError(f"--task-items {items}: expected 1 or more, or 0 for all")
+
+
 class KeepsStates:
     """Options that bound the hidden states in memory; no field of its own, so that a verb orders them."""
 
@@ -104,7 +114,11 @@ class RecoverOptions(ByEffort, CalibrationOptions):
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
     evaluate: tuple[Path, ...] = required("text files to prove the result on; must not overlap calibration")
     out: Path = required("folder for the checkpoint; must not exist or be empty")
-    bpw: float = option(4.5, "budget: stored bits per weight over the quantized layers")
+    bpw: float = option(None, "budget: stored bits per weight over the quantized layers (default: 4.5)")
+    memory_gb: float | None = option(
+        None, "budget instead of --bpw: all weights as stored, and a cache of --context tokens, in GB"
+    )
+    context: int = option(0, "tokens whose keys and values take part in --memory-gb")
     target: str = option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
     run: Path | None = option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
     evaluation_sequences: int = option(16, "evaluation windows")
@@ -126,6 +140,12 @@ class RecoverOptions(ByEffort, CalibrationOptions):
     def __post_init__(self) -> None:
         self.fill()
         super().__post_init__()
+        if self.memory_gb is None and self.bpw is None:
+            object.__setattr__(self, "bpw", 4.5)
+        elif self.memory_gb is not None and self.bpw is not None:
+            raise UsageError("--bpw and --memory-gb: give one of the two budgets")
+        if self.context < 0 or (self.context and self.memory_gb is None):
+            raise UsageError(f"--context {self.context}: expected 0 or more, together with --memory-gb")
 
     @property
     def run_folder(self) -> Path:
@@ -197,8 +217,8 @@ class EvaluateOptions:
     reference: str = required("full-precision model")
     candidate: str = required("model to judge: a folder, file or hub id in any format that is read")
     text: tuple[Path, ...] = required("text files to evaluate on")
-    tasks: tuple[str, ...] = option((), "multiple-choice task, [NAME=]PATH (.jsonl), as in HellaSwag or PIQA")
-    task_items: int = option(500, "items of each task, a fixed sample; 0: all")
+    tasks: tuple[str, ...] = option((), TASKS_HELP)
+    task_items: int = option(500, ITEMS_HELP)
     sequences: int = option(16, "evaluation windows")
     length: int = option(1024, "tokens in each window")
     run: Path | None = option(None, "write the proof record and a report here")
@@ -206,8 +226,7 @@ class EvaluateOptions:
     state_gb: float = option(4.0, "hidden states kept in memory before they spill to disk, GB")
 
     def __post_init__(self) -> None:
-        if self.task_items < 0:
-            raise UsageError(f"--task-items {self.task_items}: expected 1 or more, or 0 for all")
+        check_task_items(self.task_items)
 
 
 @dataclass(frozen=True, kw_only=True)

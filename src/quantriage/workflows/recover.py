@@ -6,6 +6,7 @@ and ends in the same bytes.
 """
 
 import shutil
+from dataclasses import replace
 
 import msgspec
 
@@ -37,6 +38,7 @@ from quantriage.records.types import (
 )
 from quantriage.report.render import render
 from quantriage.stream.progress import Progress, silent
+from quantriage.workflows.budget import bits_that_fit
 from quantriage.workflows.export_target import refuse_for
 from quantriage.workflows.fill_bank import Wanted
 from quantriage.workflows.learn_scales import learn_scales, learning_finding
@@ -66,6 +68,9 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
         raise UsageError("--learn moves the scales of integer schemes; GGUF types keep theirs, leave it out")
     with clock.stage("open"):
         opened = open_model(options.model, options.device, started_dtype(options.run_folder / LEDGER))
+        if options.memory_gb is not None:
+            bits = bits_that_fit(options.memory_gb, options.context, options.target, opened)
+            options = replace(options, bpw=bits, memory_gb=None, context=0)
         menus, _ = menus_for(opened, options.target)
         refuse_for(options.target, opened, {name: schemes[0] for name, schemes in menus.items() if schemes})
         tokens, findings = read_tokens(options, opened)
@@ -197,7 +202,7 @@ def _write_records(
     run: RecoverRun, winner: NamedMix, files: dict[str, str], rounded: list[QuantizedSite]
 ) -> None:
     options, opened, tokens = run.options, run.opened, run.tokens
-    plan = plan_of(winner, run.infos, options.target, f"recover at {options.bpw} bits: {winner.label}")
+    plan = plan_of(winner, run.infos, options.target, f"recover at {options.bpw:.4g} bits: {winner.label}")
     run.records.write(PLAN, plan)
     run.records.write_many(SITES, [site.info() for site in opened.map.sites])
     shipped = {(name, str(scheme)) for name, scheme in winner.schemes.items()}
