@@ -46,7 +46,7 @@ from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import IntGrid, Scheme
 
 METHOD = "gptq"
-_BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 8)
 _VERSIONS = {"gptq": 1, "gptq_v2": 2}
 _DENSE = "-:"
 
@@ -192,7 +192,7 @@ def gptq_layouts(quantization: Mapping[str, object], where: str) -> LayoutOf:
         raise CheckpointError(f"{where}: dynamic is not an object of rules by pattern")
     texts = list(rules)
     patterns = read_patterns([text.removeprefix("+:").removeprefix(_DENSE) for text in texts], where)
-    default = read_layout(quantization, _VERSIONS[stored], _BITS, where)
+    default = read_layout(quantization, _VERSIONS[stored], BITS, where)
 
     def layout_of(module: str) -> GptqLayout:
         number = patterns.first(module)
@@ -201,7 +201,7 @@ def gptq_layouts(quantization: Mapping[str, object], where: str) -> LayoutOf:
         if texts[number].startswith(_DENSE):
             raise CheckpointError(f"{where}: {module!r} is stored packed; dynamic says it is not quantized")
         settings = {**quantization, **(rules[texts[number]] or {})}
-        return read_layout(settings, default.version, _BITS, f"{where}: dynamic {texts[number][:100]!r}")
+        return read_layout(settings, default.version, BITS, f"{where}: dynamic {texts[number][:100]!r}")
 
     return layout_of
 

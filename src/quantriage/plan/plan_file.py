@@ -24,7 +24,7 @@ from quantriage.plan.baselines import group_sizes
 from quantriage.plan.group_size import resolve
 from quantriage.plan.plan_check import DENSE, near, validate
 from quantriage.plan.sizes import bits_per_weight, site_bytes
-from quantriage.plan.targets import target_named
+from quantriage.plan.targets import sites_for
 from quantriage.plan.units import Unit, form_units
 from quantriage.records.types import Assignment, Finding, Plan, SiteInfo
 
@@ -75,7 +75,7 @@ def from_yaml(
     loader = target or header.get("target", "")
     if not loader:
         raise UsageError("the plan names no target; add a line such as `target: vllm`")
-    target_named(loader)
+    sites = sites_for(loader, sites)
     chosen = _match(lines, sites)
     schemes: dict[str, Scheme | None] = {}
     findings: list[Finding] = []

@@ -27,7 +27,8 @@ class Target:
     """A loader and the schemes it runs; `alignment` must divide both features of a quantized weight.
 
     fuses: whether it joins weights (q, k and v; gate and up), which must then share a scheme. stored: the
-    format written for it.
+    format written for it. budgets: whether `recover` spends a budget in it; the others take one scheme, or a
+    plan written by hand, from `quantize`.
     """
 
     name: str
@@ -35,7 +36,8 @@ class Target:
     note: str
     alignment: int = 1
     fuses: bool = True
-    stored: Literal["compressed-tensors", "gguf"] = "compressed-tensors"
+    stored: Literal["compressed-tensors", "gptq", "awq", "gguf"] = "compressed-tensors"
+    budgets: bool = True
 
 
 TARGETS: dict[str, Target] = {
@@ -56,6 +58,21 @@ TARGETS: dict[str, Target] = {
         "transformers with compressed-tensors 0.17: 2 to 8 bits, in the padded layout that it reads; "
         "later releases do not load packed asymmetric checkpoints through transformers 5.23",
     ),
+    "gptq": Target(
+        "gptq",
+        tuple(f"w{bits}{kind}-{where}" for bits in (2, 3, 4, 8) for kind in "sa" for where in _WHERE),
+        "the GPTQ layout (version 1), for GPTQModel, vLLM and what else reads it; a plan's other schemes "
+        "become `dynamic` rules; one scheme or a plan, no budget",
+        stored="gptq",
+        budgets=False,
+    ),
+    "awq": Target(
+        "awq",
+        _FOUR_BITS,
+        "AWQ's GEMM layout, 4 bits, one scheme for all layers; no budget",
+        stored="awq",
+        budgets=False,
+    ),
     "llama.cpp": Target(
         "llama.cpp",
         tuple(BLOCK_TYPES),
@@ -72,6 +89,15 @@ def target_named(name: str) -> Target:
     if name not in TARGETS:
         raise UsageError(f"target {name!r} is unknown; expected one of {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def refuse_budget(name: str) -> None:
+    """Raise UsageError for a target in whose format no budget is spent."""
+    if not target_named(name).budgets:
+        raise UsageError(
+            f"target {name!r}: layers of this format share a scheme; expected `quantize --scheme`, or a "
+            f"target with a budget: {', '.join(t.name for t in TARGETS.values() if t.budgets)}"
+        )
 
 
 def sites_for(target: str, sites: Sequence[SiteInfo]) -> list[SiteInfo]:

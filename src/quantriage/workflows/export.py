@@ -1,4 +1,4 @@
-"""Write a checkpoint that vLLM and transformers load: compressed-tensors `pack-quantized`, shard by shard.
+"""Write a folder that vLLM and transformers load, as compressed-tensors, GPTQ or AWQ, shard by shard.
 
 Every tensor of the source is visited once in checkpoint terms: a site's weight is replaced by its packed
 form, everything else is stored in the export's dtype. Peak memory is one shard. The folder appears under its
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from quantriage.checkpoint.shard_writer import ShardWriter
 from quantriage.errors import BudgetError
-from quantriage.formats import compressed_config, compressed_tensors
+from quantriage.formats import compressed_config
 from quantriage.formats.checkpoint import Checkpoint
+from quantriage.formats.folders import FOLDERS, FolderFormat
 from quantriage.formats.stored_settings import CONFIG_NAME
 from quantriage.model.causal import CausalModel
 from quantriage.model.site import ModelMap
@@ -31,11 +32,14 @@ def scale_dtype(checkpoint: Checkpoint) -> ScaleDtype:
     return "bfloat16" if checkpoint.stored_dtype == torch.bfloat16 else "float16"
 
 
-def refuse_unsupported(model_map: ModelMap, schemes: Mapping[str, Scheme]) -> None:
+def refuse_unsupported(
+    model_map: ModelMap, schemes: Mapping[str, Scheme], stored: str = compressed_config.METHOD
+) -> None:
     """Raise BudgetError for the first site that the format cannot store, before any heavy work."""
+    folder = FOLDERS[stored](schemes)
     for site in model_map.sites:
         if site.name in schemes:
-            reason = compressed_tensors.supports(schemes[site.name], site.shape, site.transposed)
+            reason = folder.supports(schemes[site.name], site.shape, site.transposed)
             if reason is not None:
                 raise BudgetError(f"{site.name} cannot be stored as {schemes[site.name]}: {reason}")
 
@@ -47,12 +51,15 @@ def export(
     quantized: Callable[[str], QuantizedTensor],
     directory: Path,
     replace: bool = False,
+    stored: str = compressed_config.METHOD,
 ) -> dict[str, str]:
     """Write the checkpoint to `directory`; returns sha256 by file name.
 
-    `quantized` gives a site's weight by name, one at a time. Sites without a scheme stay dense.
+    `quantized` gives a site's weight by name, one at a time. Sites without a scheme stay dense. stored: one
+    of FOLDERS.
     """
-    refuse_unsupported(model_map, schemes)
+    refuse_unsupported(model_map, schemes, stored)
+    packing: FolderFormat = FOLDERS[stored](schemes)
     checkpoint = model.checkpoint
     dtype = getattr(torch, scale_dtype(checkpoint))
     weights = checkpoint.weights
@@ -61,7 +68,7 @@ def export(
         for name in model.used_tensors():
             module = name.removesuffix(".weight")
             if module in schemes:
-                for key, tensor in compressed_tensors.write(module, quantized(module)).items():
+                for key, tensor in packing.tensors(module, quantized(module)).items():
                     writer.add(key, tensor)
             else:
                 writer.add(name, _cast(name, weights.get(name), dtype))
@@ -69,8 +76,8 @@ def export(
         config["architectures"] = [model.architecture]
         config["dtype"] = str(dtype).removeprefix("torch.")
         if schemes:
-            ignored = [*dense, *model.other_matrices(model_map.by_name().keys())]
-            config["quantization_config"] = compressed_config.config(schemes, ignored, act_order=True)
+            others = model.other_matrices(model_map.by_name().keys())
+            config["quantization_config"] = packing.config(dense, others)
         writer.add_file(CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
         for name, content in checkpoint.carried_files().items():
             writer.add_file(name, content)

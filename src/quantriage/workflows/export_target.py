@@ -1,4 +1,4 @@
-"""What a target's checkpoint is written as: compressed-tensors, or GGUF."""
+"""What a target's checkpoint is written as: a folder of one of FOLDERS, or GGUF."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,11 @@ from quantriage.workflows.opened import OpenedModel
 
 def refuse_for(target: str, opened: OpenedModel, schemes: Mapping[str, Scheme]) -> None:
     """Raise BudgetError for the first site that the target's format cannot store, before any heavy work."""
-    if target_named(target).stored == "gguf":
+    stored = target_named(target).stored
+    if stored == "gguf":
         refuse_unwritable(opened.checkpoint, opened.map, schemes)
     else:
-        refuse_unsupported(opened.map, schemes)
+        refuse_unsupported(opened.map, schemes, stored)
 
 
 def export_for(
@@ -30,7 +31,8 @@ def export_for(
     """Write the banked candidates of `schemes` (None: full precision); sha256 by file name."""
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     blocks = {site.name: site.block for site in opened.map.sites}
-    if target_named(target).stored == "gguf":
+    stored = target_named(target).stored
+    if stored == "gguf":
         return export_gguf(
             opened.checkpoint,
             opened.map,
@@ -46,4 +48,5 @@ def export_for(
         lambda name: bank.read(blocks[name], name, chosen[name]),
         directory,
         replace,
+        stored,
     )

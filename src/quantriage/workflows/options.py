@@ -185,7 +185,10 @@ class QuantizeOptions(ByEffort, CalibrationOptions):
     plan: Path | None = option(None, "plan YAML; or give --scheme")
     scheme: str | None = option(None, "one scheme for every site, such as w4a-g64")
     method: str = option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
-    target: str = option("vllm", "what must load it: vllm, vllm-cpu, transformers, llama.cpp")
+    target: str | None = option(
+        None,
+        "what must load it: vllm, vllm-cpu, transformers, gptq, awq, llama.cpp (default: the plan's or vllm)",
+    )
     run: Path | None = option(None, "folder for records and lock (default: OUT.run); resumes")
     effort: str = option("balanced", "fast, balanced or best: calibration windows if they are not given")
     sequences: int = option(None, "calibration windows (64, 128, 256)")

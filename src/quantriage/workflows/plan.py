@@ -7,7 +7,7 @@ from quantriage.plan.baselines import resolve_uniform
 from quantriage.plan.mixes import NamedMix, named, plan_of
 from quantriage.plan.plan_file import to_yaml
 from quantriage.plan.sizes import budget_bytes_for, site_bytes
-from quantriage.plan.targets import menu, sites_for, target_named
+from quantriage.plan.targets import menu, refuse_budget, sites_for, target_named
 from quantriage.plan.units import form_units
 from quantriage.records.atomic import write_bytes
 from quantriage.records.run_dir import PLAN, SENSITIVITY, SITES, RunDir
@@ -57,6 +57,7 @@ def uniform_plan(
 
 
 def _allocated(run: RunDir, sites: list[SiteInfo], options: PlanOptions) -> Plan:
+    refuse_budget(options.target)
     predicted = {
         (record.site, Scheme.named(record.scheme)): record.fisher
         for record in run.read_many(SENSITIVITY, Sensitivity)

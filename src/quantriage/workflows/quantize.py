@@ -22,6 +22,7 @@ from quantriage.workflows.rounding import LEDGER, round_candidates
 from quantriage.workflows.stages import StageClock
 
 _INTEGERS_ONLY = "gptq-plain"
+_TARGET = "vllm"  # of a scheme without a target
 
 
 def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummary:
@@ -65,14 +66,14 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
             command="quantize",
             data=[tokens.identity("calibration")],
             seed=options.seed,
-            settings={"target": options.target, "scheme": options.scheme, "method": options.method},
+            settings={"target": plan.target, "scheme": options.scheme, "method": options.method},
             output_files=files,
         ),
     )
     summary = RunSummary(
         title=f"Quantized {opened.label}",
         model=opened.source,
-        target=options.target,
+        target=plan.target,
         stages=tuple(clock.stages),
         findings=tuple(f for r in records for f in r.findings) + plan.findings,
     )
@@ -84,15 +85,18 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
 def _resolve_plan(options: QuantizeOptions, opened: OpenedModel) -> Plan:
     """The plan file, checked against the model, or one scheme for every site."""
     scales = scale_dtype(opened.checkpoint)
-    infos = sites_for(options.target, [site.info() for site in opened.map.sites])
+    infos = [site.info() for site in opened.map.sites]
     if (options.plan is None) == (options.scheme is None):
         raise UsageError("give either --plan FILE or --scheme, such as --scheme w4a-g64")
     if options.method not in METHODS:
         raise UsageError(f"method {options.method!r}: expected one of {', '.join(METHODS)}")
-    if options.method == _INTEGERS_ONLY and target_named(options.target).stored == "gguf":
-        raise UsageError(f"method {_INTEGERS_ONLY} rounds to integers in groups; for llama.cpp: gptq, rtn")
     if options.scheme is not None:
-        return uniform_plan(infos, options.scheme, options.target, options.method, scales)
+        target = options.target or _TARGET
+        if options.method == _INTEGERS_ONLY and target_named(target).stored == "gguf":
+            raise UsageError(
+                f"method {_INTEGERS_ONLY} rounds to integers in groups; for llama.cpp: gptq, rtn"
+            )
+        return uniform_plan(sites_for(target, infos), options.scheme, target, options.method, scales)
     assert options.plan is not None
     if not options.plan.is_file():
         raise UsageError(

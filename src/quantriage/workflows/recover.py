@@ -14,7 +14,7 @@ from quantriage.errors import StorageError, UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.mixes import MixKind, NamedMix, plan_of
-from quantriage.plan.targets import menu, target_named
+from quantriage.plan.targets import menu, refuse_budget, target_named
 from quantriage.plan.units import Unit, form_units
 from quantriage.records.ledger import Ledger
 from quantriage.records.run_dir import (
@@ -64,6 +64,7 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
     clock = StageClock()
     if options.out.exists() and any(options.out.iterdir()) and not options.replace:
         raise StorageError(f"{options.out}: exists and is not empty; choose another place or use --replace")
+    refuse_budget(options.target)
     if options.learn and target_named(options.target).stored == "gguf":
         raise UsageError("--learn moves the scales of integer schemes; GGUF types keep theirs, leave it out")
     with clock.stage("open"):
