@@ -48,6 +48,7 @@ def run_compare(options: CompareSetsOptions, progress: Progress) -> Outcome:
         f"(p {a.p_value:.2g}), within domains {a.within_domains:.2f}"
         for a in found.agreements
     ]
+    lines += [f"calibrated on {one.set}: {one.run.sentence}" for one in found.tasks]
     report = RunDir(options.run).file(REPORT)
     said = (found.sentence, *lines, f"report: {report}")
     return Outcome(record=found, lines=(_matrix(found), *map(printable, said)))

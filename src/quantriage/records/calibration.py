@@ -6,6 +6,7 @@ a `domain` is text that a quantized model is judged on.
 
 from typing import Literal
 
+from quantriage.records.tasks import TaskRun
 from quantriage.records.types import DataIdentity, Finding, Interval, Record
 
 SET = "calibration-set.json"  # CalibrationSet
@@ -79,6 +80,13 @@ class MatrixSet(Record, frozen=True):
     tokens: DataIdentity | None
 
 
+class SetTasks(Record, frozen=True):
+    """One calibration set's quantization against the reference on multiple-choice tasks."""
+
+    set: str
+    run: TaskRun
+
+
 class CalibrationMatrix(Record, frozen=True):
     """Several calibration sets, each judged on several domains."""
 
@@ -91,6 +99,7 @@ class CalibrationMatrix(Record, frozen=True):
     cells: tuple[MatrixCell, ...]
     agreements: tuple[PairAgreement, ...]
     sentence: str
+    tasks: tuple[SetTasks, ...] = ()
 
 
 class TwoSample(Record, frozen=True):

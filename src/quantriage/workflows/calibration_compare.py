@@ -12,10 +12,11 @@ from quantriage.diagnose.coverage_pairs import mismatch_matrix
 from quantriage.diagnose.coverage_verdict import agreements, matrix_sentence
 from quantriage.errors import UsageError
 from quantriage.evaluate.intervals import mean_interval, perplexity_interval
+from quantriage.evaluate.tasks import Place, TaskRequests
 from quantriage.evaluate.token_scores import TokenScores
-from quantriage.records.calibration import MATRIX, CalibrationMatrix, MatrixCell, MatrixSet
+from quantriage.records.calibration import MATRIX, CalibrationMatrix, MatrixCell, MatrixSet, SetTasks
 from quantriage.records.run_dir import LOCK, SITES, SUMMARY, RunDir
-from quantriage.records.types import Interval, RunSummary
+from quantriage.records.types import DataIdentity, Interval, RunSummary
 from quantriage.report.render import render
 from quantriage.stream.compute import exact
 from quantriage.stream.progress import Progress, silent
@@ -31,6 +32,7 @@ from quantriage.workflows.calibration_rounding import (
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import OpenedModel, open_model
 from quantriage.workflows.stages import StageClock
+from quantriage.workflows.tasks import read_tasks, task_bench, task_identity
 
 RANDOM, NONE = "random tokens", "no calibration (rtn)"
 _NAME = re.compile(r"[^\w.-]+")
@@ -55,6 +57,7 @@ def compare_sets(options: CompareSetsOptions, progress: Progress = silent) -> Ca
         opened = open_model(options.model, options.device)
         sets, domains = _texts(options, opened)
         schemes = schemes_for(opened, options.scheme, options.method)
+        asked = read_tasks(options.tasks, options.task_items, opened)
     rounded: dict[str, Rounded] = {}
     for name, tokens in sets.items():
         method = options.method if tokens is not None else "rtn"
@@ -69,13 +72,15 @@ def compare_sets(options: CompareSetsOptions, progress: Progress = silent) -> Ca
     for domain in domains:
         with clock.stage(f"measure: {domain.name}"):
             perplexities.append(_measure(options, opened, domain, rounded, cells, progress))
-    found = _matrix(options, sets, domains, perplexities, cells)
+    with clock.stage("tasks"):
+        tasks = _on_tasks(options, opened, asked, rounded, progress)
+    found = _matrix(options, sets, domains, perplexities, cells, tasks)
     RunDir(options.run).write(MATRIX, found)  # what was measured stands, whatever becomes of the prediction
     if options.prediction_sequences:
         with clock.stage("predict"):
             _predict(options, opened, sets, domains, rounded, cells, progress)
-        found = _matrix(options, sets, domains, perplexities, cells)
-    _write(options, opened, found, clock)
+        found = _matrix(options, sets, domains, perplexities, cells, tasks)
+    _write(options, opened, found, list(map(task_identity, asked)), clock)
     return found
 
 
@@ -85,6 +90,7 @@ def _matrix(
     domains: Sequence[_Domain],
     perplexities: Sequence[Interval],
     cells: Mapping[tuple[str, str], MatrixCell],
+    tasks: Sequence[SetTasks],
 ) -> CalibrationMatrix:
     rows = tuple(_row(name, tokens) for name, tokens in sets.items())
     return CalibrationMatrix(
@@ -97,6 +103,7 @@ def _matrix(
         cells=tuple(cells.values()),
         agreements=agreements(tuple(cells.values())),
         sentence=matrix_sentence(rows, tuple(cells.values())),
+        tasks=tuple(tasks),
     )
 
 
@@ -178,6 +185,25 @@ def _measure(
     return perplexity_interval(scores.reference_nll.double().mean(dim=1).tolist())
 
 
+def _on_tasks(
+    options: CompareSetsOptions,
+    opened: OpenedModel,
+    asked: tuple[TaskRequests, ...],
+    rounded: Mapping[str, Rounded],
+    progress: Progress,
+) -> list[SetTasks]:
+    """Every set's quantization on the tasks, if some are given, in float32."""
+    if not asked:
+        return []
+    place = Place(exact(options.device), options.run / "spill", options.state_bytes, progress)
+    bench = task_bench(asked, opened, place)
+    sites = opened.map.by_name()
+    return [
+        SetTasks(set=name, run=bench.of(opened.model, opened.map, found.weights(sites)))
+        for name, found in rounded.items()
+    ]
+
+
 def _predict(
     options: CompareSetsOptions,
     opened: OpenedModel,
@@ -219,7 +245,11 @@ def _predict(
 
 
 def _write(
-    options: CompareSetsOptions, opened: OpenedModel, found: CalibrationMatrix, clock: StageClock
+    options: CompareSetsOptions,
+    opened: OpenedModel,
+    found: CalibrationMatrix,
+    asked: Sequence[DataIdentity],
+    clock: StageClock,
 ) -> None:
     run = RunDir(options.run)
     run.write(MATRIX, found)
@@ -229,7 +259,7 @@ def _write(
         LOCK,
         opened.lock(
             command="calibration compare",
-            data=[*sets, *found.domains],
+            data=[*sets, *found.domains, *asked],
             seed=options.seed,
             settings={"scheme": options.scheme, "method": options.method},
         ),

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantriage.errors import UsageError
-from quantriage.workflows.options import KeepsStates, option, required
+from quantriage.workflows.options import (
+    ITEMS_HELP,
+    TASKS_HELP,
+    KeepsStates,
+    check_task_items,
+    option,
+    required,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,12 @@ class CompareSetsOptions(RoundingOptions):
     domain: tuple[str, ...] = required("text to judge on, [NAME=]PATH; must not overlap the sets")
     evaluation_sequences: int = option(16, "windows of each domain to measure on")
     prediction_sequences: int = option(8, "further windows of each domain to predict from; 0: no prediction")
+    tasks: tuple[str, ...] = option((), TASKS_HELP)
+    task_items: int = option(500, ITEMS_HELP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_task_items(self.task_items)
 
 
 @dataclass(frozen=True, kw_only=True)
