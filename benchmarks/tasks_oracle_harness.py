@@ -11,36 +11,54 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import lm_eval
+import lm_eval.tasks
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+YAMLS = {
+    "arc_easy": "arc/arc_easy.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "sciq": "sciq/sciq.yaml",
+    "winogrande": "winogrande/default.yaml",
+}
+PREFIX = "local_"
 
 
-def local(path: Path) -> dict[str, Any]:
-    """The harness's task of this name over the rows of a file."""
-    return {
-        "task": path.stem,
+def write_local(path: Path, folder: Path) -> str:
+    """The harness's task of this file's name over its rows, as a YAML that includes the harness's own."""
+    name = f"{PREFIX}{path.stem}"
+    config = {
+        "include": str(Path(lm_eval.tasks.__file__).parent / YAMLS[path.stem]),
+        "task": name,
+        "tag": None,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"validation": str(path)}},
+        "dataset_kwargs": {"data_files": {"validation": str(path.resolve())}},
         "training_split": None,
-        "validation_split": "validation",
         "test_split": None,
         "fewshot_split": None,
-        "num_fewshot": 0,
     }
+    (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return name
 
 
 def main(model: str, folder: Path, out: Path) -> None:
     files = sorted(folder.glob("*.jsonl"))
     lm = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=8)
     started = time.perf_counter()
-    found = lm_eval.simple_evaluate(model=lm, tasks=[local(path) for path in files], bootstrap_iters=0)
+    names = [write_local(path, folder) for path in files]
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model=lm, tasks=names, num_fewshot=0, bootstrap_iters=0, task_manager=manager
+    )
     seconds = time.perf_counter() - started
     answers = {}
     for path in files:
-        samples = sorted(found["samples"][path.stem], key=lambda sample: sample["doc_id"])
+        samples = sorted(found["samples"][PREFIX + path.stem], key=lambda sample: sample["doc_id"])
         answers[path.stem] = {
             "asked": [[list(pair) for pair in sample["arguments"]] for sample in samples],
             "log_likelihoods": [[float(one[0][0]) for one in s["resps"]] for s in samples],
