@@ -242,14 +242,12 @@ CARRIES = replace(HEALTHY, kl=0.5, prediction=Prediction(0.5, 0.5, 0.5))
         ),
         # error feedback for inputs that do not occur: larger and dearer than plain rounding
         (
-            replace(HEALTHY, error=replace(ERROR, relative=0.12), kl=0.006, plain_kl=0.003),
+            replace(HEALTHY, error=replace(ERROR, relative=0.12), kl=0.002, plain_kl=0.001),
             "badly done",
             "1.2 times that of plain rounding in w4a-g64 and costs 2 times",
         ),
         # error feedback as it should be: larger and cheaper
         (replace(HEALTHY, error=replace(ERROR, relative=0.12), kl=0.001, plain_kl=0.002), "fine", ""),
-        # twice as dear as plain rounding, and yet far less than one of 200 units loses on average
-        (replace(HEALTHY, error=replace(ERROR, relative=0.12), kl=0.002, plain_kl=0.001), "fine", ""),
         # scales that clip: smaller and dearer, of which nothing is said where it carries little
         (replace(HEALTHY, error=replace(ERROR, relative=0.09), kl=0.002, plain_kl=0.001), "fine", ""),
         # a prediction alone condemns nothing

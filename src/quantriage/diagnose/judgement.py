@@ -19,8 +19,6 @@ PLACED = 0.5
 """Part of what other errors of its size cost, below which a large error was put where it does not hurt."""
 LARGER, DEARER = 1.1, 1.2
 """Times the error and times the measured KL of plain rounding: above both, error feedback did harm."""
-ADDED = 0.5
-"""Times the mean share of a unit, which a rounding worse than the plain one must add, to be worth a word."""
 STRUCTURED = 8.0
 """Noise ratio that rounding does not reach: with few dominating inputs it may reach 4 by chance."""
 STRUCTURED_ERROR = 1.3
@@ -93,8 +91,6 @@ def _harm(e: Evidence) -> str:
         return ""
     assert e.kl is not None
     assert e.plain_kl is not None
-    if e.kl - e.plain_kl < ADDED * e.total / max(e.units, 1):
-        return ""
     return (
         f"its error is {e.ratio:.2g} times that of plain rounding in {e.error.layout} and costs "
         f"{e.kl / e.plain_kl:.2g} times as much: it was rounded for inputs unlike this text, or for none"
