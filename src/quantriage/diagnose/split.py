@@ -18,7 +18,7 @@ from quantriage.records.types import Interval
 
 Carrier = Literal["weights", "runtime", "data", "none", "not comparable"]
 
-EXPLAINED_FACTOR = 1.5  # of plain rounding's KL, that weights may lose and still be healthy
+EXPLAINED_FACTOR = 1.25  # of plain rounding's KL, that weights may lose and still be healthy
 LEAST_KL = 1e-3  # nats; below it nothing was lost, whatever the ratio
 RUNTIME_FACTOR = 3.0  # of the noise floor, that an engine may depart
 LEAST_DIFFERENCE = 0.01  # nats, mean |change of log p|: a KL of about 1e-4
