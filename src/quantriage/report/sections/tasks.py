@@ -161,7 +161,7 @@ def _chart(named: Sequence[tuple[str, TaskMeasure]]) -> Chart:
         height=80 + _ROW * len(named),
         showlegend=False,
         annotations=names,
-        shapes=[zero | {"line": {"color": INK, "width": 1, "dash": "dot"}, "layer": "below"}],
+        shapes=[zero | {"line": {"color": INK, "width": 1, "dash": "dot"}}],
     )
     return Chart("task-differences", "", (View("Difference", _chart_caption(named), drawn),))
 
