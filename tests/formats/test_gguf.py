@@ -92,8 +92,8 @@ def test_sentencepiece_text_gets_its_space_as_in_llama_cpp(tmp_path, prefix, ids
     writer.close()
     tokenizer = load_tokenizer(tmp_path, "spm.gguf")
     assert tokenizer(" a", add_special_tokens=False)["input_ids"] == ids
-    if prefix is not False:
-        assert tokenizer("a", add_special_tokens=False)["input_ids"] == [5]
+    assert tokenizer("a", add_special_tokens=False)["input_ids"] == ([4] if prefix is False else [5])
+    assert tokenizer.decode([5, 4]) == (" aa" if prefix is False else "aa")
 
 
 def test_folder_with_one_gguf_file_and_its_tokenizer(tmp_path):

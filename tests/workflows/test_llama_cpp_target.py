@@ -10,10 +10,10 @@ import torch
 from gguf.constants import GGMLQuantizationType as Kind
 from tiny_run import Place
 
-from formats import tiny_gguf
+from formats import hf_folders, tiny_gguf
 from quantriage.checkpoint.gguf_file import open_gguf
 from quantriage.checkpoint.same_bytes import differing
-from quantriage.errors import BudgetError, StorageError, UsageError
+from quantriage.errors import BudgetError, CheckpointError, StorageError, UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.formats.checkpoint import open_checkpoint
 from quantriage.numerics.schemes import Scheme
@@ -177,6 +177,38 @@ def test_a_plan_made_from_the_run_is_carried_out(
     assert {site: found[site] for site in asked} == asked
 
 
+def test_a_folder_becomes_a_whole_file(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weights as planned, the rest as the folder has it, in two bytes; and the proof is of the file."""
+    source = tmp_path / "model"
+    hf_folders.save_model(source, hidden_size=128, intermediate_size=256, tie_word_embeddings=True)
+    hf_folders.save_tokenizer(source, "qwen2")
+    out = tmp_path / "tiny"
+    summary = recover(options_for(source, texts, out))
+    folder, file = open_checkpoint(source), open_checkpoint(written(out))
+    made = RunDir(out.with_name("tiny.run")).read(PLAN, Plan)
+    found = kinds(file.path)
+    assert {a.site: a.scheme for a in made.assignments if a.scheme != "none"}.items() <= found.items()
+    assert {a.scheme for a in made.assignments} & {"Q4_K", "IQ4_XS", "Q5_K", "IQ4_NL", "Q4_0"}
+    run = out.with_name("tiny.run")
+    planned = {f"{a.site}.weight": a for a in made.assignments if a.scheme != "none"}
+    assert any(name.endswith("q_proj.weight") for name in planned)  # rows that llama.cpp orders anew
+    for name in file.weights.names():
+        weight = folder.weights.get(name)
+        if name in planned:
+            block = int(name.split(".")[2])
+            site = planned[name].site
+            weight = CandidateBank(run / "bank").values(block, site, Scheme.named(planned[name].scheme))
+        elif weight.ndim > 1:
+            weight = weight.half().float()
+        assert torch.equal(file.weights.get(name), weight), name
+    assert found["model.embed_tokens"] == "F16"
+    sample = "The quick fox, 1984\n"
+    assert file.tokenizer()(sample)["input_ids"] == folder.tokenizer()(sample)["input_ids"]
+    assert summary.verdict is not None
+    assert 0 < summary.verdict.kl < 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_one_type_gives_way_where_its_blocks_do_not_divide(
     reference: Path, texts: tuple[Path, Path], tmp_path: Path, method: str
@@ -224,7 +256,7 @@ def test_what_exists_is_replaced_only_when_asked(
 def test_what_cannot_be_done_is_refused_at_once(
     place: Place, reference: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(BudgetError, match="convert_hf_to_gguf"):
+    with pytest.raises(CheckpointError, match=r"WordLevel tokenizer.*convert_hf_to_gguf"):
         recover(place.recover(tmp_path / "out", target="llama.cpp"))
     with pytest.raises(UsageError, match="--learn"):
         recover(place.recover(tmp_path / "out", target="llama.cpp", learn=2))

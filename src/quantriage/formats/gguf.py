@@ -29,6 +29,7 @@ from quantriage.errors import CheckpointError, reason_of
 from quantriage.formats.config_counts import refuse_endless
 from quantriage.formats.gguf_blocks import stored_blocks
 from quantriage.formats.gguf_order import Array, in_order, row_order
+from quantriage.formats.gguf_settings import settings_left_out
 from quantriage.numerics.stored_weight import StoredWeight
 
 _FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -169,8 +170,10 @@ def open_gguf_weights(path: Path) -> GGUFWeights:
     if not isinstance(architecture, str):
         raise CheckpointError(f"{path}: general.architecture is {architecture!r}; expected a name")
     refuse_endless(source.scalars, len(source.tensors), str(path))
+    left_out = settings_left_out(source, architecture)
     try:
         parsed = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+        parsed |= left_out
         config = CONFIG_MAPPING[parsed["model_type"]].from_dict(dict(parsed))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

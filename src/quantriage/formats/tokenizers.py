@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from quantriage.checkpoint.gguf_header import read_gguf_header
@@ -65,10 +65,14 @@ def _prefix_spaces(tokenizer: Tokenizer, file: Path) -> None:
         return
     if settings.get("tokenizer.ggml.model") != "llama":
         return
+    replace = normalizers.Replace(" ", _SPACE)
     if settings.get("tokenizer.ggml.add_space_prefix", True) is True:
-        prefix = [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
-        backend.normalizer = normalizers.Sequence(prefix)
-        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace])
+    else:
+        backend.normalizer = replace
+        steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        backend.decoder = decoders.Sequence(steps)  # takes no space off the front either
+    backend.pre_tokenizer = None
 
 
 def carried_by_folder(folder: Path) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 from math import prod
 
 from quantriage.errors import BudgetError
-from quantriage.formats.gguf import GGUFWeights
+from quantriage.formats.gguf_outline import as_gguf
 from quantriage.plan.advice_sizes import cache_bytes
 from quantriage.plan.sizes import DENSE_BYTES, weight_count
 from quantriage.plan.targets import target_named
@@ -33,9 +33,10 @@ def bits_that_fit(memory_gb: float, context: int, target: str, opened: OpenedMod
 def _rest_bytes(opened: OpenedModel, target: str) -> int:
     """Bytes of all that is no site, as the target's file stores it."""
     sites = opened.map.by_name().keys()
+    if target_named(target).stored == "gguf":
+        with as_gguf(opened.checkpoint) as file:
+            parts = [part for name in sites for part in file.parts.get(f"{name}.weight", ())]
+            return file.source.file_bytes - sum(file.source.meta(part).nbytes for part in parts)
     weights = opened.checkpoint.weights
-    if target_named(target).stored == "gguf" and isinstance(weights, GGUFWeights):
-        parts = [part for name in sites for part in weights.parts[f"{name}.weight"]]
-        return opened.checkpoint.file_bytes - sum(weights.source.meta(part).nbytes for part in parts)
     names = {name for name in opened.model.used_tensors() if name.removesuffix(".weight") not in sites}
     return sum(prod(weights.shape(name)) * DENSE_BYTES for name in names)
