@@ -2,7 +2,9 @@
 
 A healthy quantized unit has some KL too, and a hundred of them as much as one culprit. A plain threshold
 would therefore be reached by healthy units that happen to be asked about together. The default subtracts what
-plain rounding of the units taken is predicted to cost, so that only what a unit has in excess counts.
+the units taken are predicted to cost in good health: as they are where they do better than plain rounding, as
+plain rounding where they do worse. So only what a unit has in excess counts, and the room that good rounding
+of the others leaves below plain rounding hides no culprit.
 """
 
 import math
@@ -17,7 +19,9 @@ from quantriage.diagnose.unit_errors import UnitError
 NOISE = 1e-6
 """KL in nats that no one has to explain; float32 leaves 1e-8."""
 HEALTHY = 1.2
-"""Times the KL of plain rounding up to which a candidate is healthy; other tools may round a little worse."""
+"""Times the KL of plain rounding up to which a candidate may be healthy; other tools round a little worse."""
+TRUSTED = 2.0
+"""Times the KL predicted in good health up to which it is: good roundings' predictions are off by so much."""
 REMAINDER = 0.02
 """Part of the candidate's KL below which what remains is left alone: healthy parts are predicted only."""
 SLACK = 1.1
@@ -28,15 +32,17 @@ SLACK = 1.1
 class ExcessKl:
     """KL above what healthy units would have.
 
-    healthy: predicted KL of each unit rounded plainly, brought to the level of what plain rounding of all
-    costs. The threshold lies halfway, in log KL, between a healthy candidate's KL H and the KL K of
-    this one: what the units taken have in excess must be more than sqrt(H K) - H. It is set anew for what
-    remains when culprits were found, so that a small culprit is found behind a large one; the search ends
-    where what remains has at most HEALTHY times the KL of healthy units, or REMAINDER of the whole.
+    plain: predicted KL of each unit rounded plainly, healthy: that, or its own where it is less; both brought
+    to the level of what plain rounding of all costs. The threshold lies halfway, in log KL, between a healthy
+    candidate's KL H and the KL K of this one: what the units taken have in excess must be more than
+    sqrt(H K) - H. It is set anew for what remains when culprits were found, so that a small culprit is found
+    behind a large one; the search ends where what remains has at most HEALTHY times the KL of plain rounding
+    and TRUSTED times that of healthy units, or REMAINDER of the whole.
     """
 
     runs: HybridRuns
     healthy: Mapping[str, float]
+    plain: Mapping[str, float]
     thresholds: list[float] = field(default_factory=list)
     _least: float = 0.0
 
@@ -49,7 +55,8 @@ class ExcessKl:
     def begin(self, units: Taken, value: float) -> bool:
         """Set the threshold for a search in `units`; False if their KL is a healthy one."""
         healthy = total(self.healthy, units) + NOISE
-        if not value > max(HEALTHY * healthy, self._least):
+        allowed = min(HEALTHY * total(self.plain, units), TRUSTED * healthy) + NOISE
+        if not value > max(allowed, self._least):
             return False
         if not self.thresholds:
             self._least = REMAINDER * bounded(value)

@@ -44,12 +44,13 @@ def bisect_by_kl(
 
     Plain rounding of the reference in the candidate's own schemes is measured first, and counted.
     """
-    healthy = {name: healthy_kl(p, ground.errors[name]) for name, p in predictions.items()}
-    level = _level(ground, healthy, runs)
-    scaled = {name: level * kl for name, kl in healthy.items()}
-    criterion: Criterion = ExcessKl(runs, scaled)
+    predicted = {name: healthy_kl(p, ground.errors[name]) for name, p in predictions.items()}
+    level = _level(ground, predicted, runs)
+    plain = {name: level * kl for name, kl in predicted.items()}
+    healthy = {name: min(plain[name], level * p.actual) for name, p in predictions.items()}
+    criterion: Criterion = ExcessKl(runs, healthy, plain)
     if limit is not None:
-        criterion = KlAbove(runs, limit, scaled if sum(scaled.values()) < limit else {})
+        criterion = KlAbove(runs, limit, healthy if sum(healthy.values()) < limit else {})
     found = run_bisect(ground, criterion, predictions)
     return msgspec.structs.replace(found, evaluations=found.evaluations + 1) if level != 1.0 else found
 
