@@ -11,7 +11,7 @@ from tokenizers import normalizers
 from data.tiny_tokenizer import word_tokenizer
 from quantriage.data.task_items import TaskSet, read_task
 from quantriage.errors import CheckpointError, DataError
-from quantriage.evaluate.tasks import Place, Reader, Request, log_likelihoods, longest_input
+from quantriage.evaluate.tasks import Place, Reader, Request, carriers, log_likelihoods, longest_input
 from quantriage.stream.compute import exact
 from small_models import VOCABULARY, Saved
 
@@ -62,6 +62,17 @@ def test_order_company_and_a_budget_of_nothing_change_nothing(llama: Saved, tmp_
     single = [log_likelihoods(model, sites.sites, [r], place(tmp_path))[0] for r in requests[:5]]
     assert single == pytest.approx(together[:5], abs=CLOSE)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_inputs_that_another_begins_with_are_not_run_again(llama: Saved, tmp_path: Path) -> None:
+    model, sites = llama.open()
+    prompt = tuple(range(10, 19))
+    endings = ((7,), (8,), (7, 9), (7, 9, 5), (8,), (6, 9, 5, 4, 3, 2, 1, 0, 1, 2))
+    requests = [Request(prompt + ending, len(ending)) for ending in endings]
+    requests.append(Request(prompt[:4], 3))
+    assert carriers(requests) == {3: [3, 2], 5: [5, 0, 1, 4, 6]}
+    found = log_likelihoods(model, sites.sites, requests, place(tmp_path))
+    assert found == pytest.approx([alone(llama, request) for request in requests], abs=CLOSE)
 
 
 def test_replaced_weights_are_the_ones_that_run(llama: Saved, tmp_path: Path) -> None:

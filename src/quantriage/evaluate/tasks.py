@@ -3,8 +3,8 @@
 All requests go through the blocks together, so each block is loaded once whatever their number. Requests
 differ in length: they are padded on the right to a multiple of eight and run in groups of one length, for
 under a causal mask nothing reads what follows it. Windows of one length, as elsewhere, were rejected: an item
-in the company of others is not what the harness measures. Of the logits only the continuation's rows are
-ever made, a few at a time.
+in the company of others is not what the harness measures. An input that another one begins with is not run
+again. Of the logits only the continuation's rows are ever made, a few at a time.
 """
 
 import math
@@ -131,11 +131,14 @@ def log_likelihoods(
     Raises CheckpointError if a model computes no numbers. Peak memory: one block, one batch's activations,
     the state budget; then the head and two arrays of _LOGITS.
     """
-    lengths = [_padded(request, longest_input(model)) for request in requests]
-    groups = [[i for i, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))]
+    carried_by = carriers(requests)
+    by_length: dict[int, list[int]] = {}
+    for i in carried_by:
+        by_length.setdefault(_padded(requests[i], longest_input(model)), []).append(i)
+    total = sum(length * len(group) for length, group in by_length.items())
     streams = [
-        _stream(model, sites, [requests[i] for i in group], lengths[group[0]], sum(lengths), place)
-        for group in groups
+        _stream(model, sites, [requests[i] for i in group], length, total, place)
+        for length, group in by_length.items()
     ]
     with model.embedding():
         for stream in streams:
@@ -147,11 +150,12 @@ def log_likelihoods(
         place.progress(stage, index + 1, model.block_count)
     found = [0.0] * len(requests)
     with torch.no_grad(), model.head():
-        for stream, members in zip(streams, groups, strict=True):
+        for stream, group in zip(streams, by_length.values(), strict=True):
             for start, hidden in stream.final_states():  # [b, t, d]
-                batch = members[start : start + len(hidden)]
-                sums = _scored(model, hidden, [requests[i] for i in batch], place.compute)
-                for i, value in zip(batch, sums, strict=True):
+                rows = enumerate(group[start : start + len(hidden)])
+                carried = [(row, i) for row, carrier in rows for i in carried_by[carrier]]
+                sums = _scored(model, hidden, [(row, requests[i]) for row, i in carried], place.compute)
+                for (_, i), value in zip(carried, sums, strict=True):
                     found[i] = value
             stream.states.clear()
     lost = sum(not math.isfinite(value) for value in found)
@@ -167,6 +171,22 @@ def longest_input(model: CausalModel) -> int | None:
     """Most tokens that the model's configuration says it reads; None if it does not say."""
     said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return said if isinstance(said, int) and said > 0 else None
+
+
+def carriers(requests: Sequence[Request]) -> dict[int, list[int]]:
+    """Which requests are run, and for each of them those whose input its own begins with, itself among them.
+
+    Answers of one token share all of their input. From the last in order to the first, whatever begins with
+    some input stands right before it.
+    """
+    found: dict[int, list[int]] = {}
+    carrier = -1
+    for i in sorted(range(len(requests)), key=lambda i: requests[i].ids[:-1], reverse=True):
+        ids = requests[i].ids[:-1]
+        if carrier < 0 or requests[carrier].ids[: len(ids)] != ids:
+            carrier = i
+        found.setdefault(carrier, []).append(i)
+    return found
 
 
 def _padded(request: Request, longest: int | None) -> int:
@@ -193,22 +213,24 @@ def _stream(
     return Stream(model, sites, TokenSet.of(rows, "tasks"), place.compute, states, settings)
 
 
-def _scored(model: CausalModel, hidden: Tensor, requests: Sequence[Request], compute: Compute) -> list[float]:
-    """Sums over each request's continuation, from states [b, t, d] after the last block."""
+def _scored(
+    model: CausalModel, hidden: Tensor, asked: Sequence[tuple[int, Request]], compute: Compute
+) -> list[float]:
+    """Sums over each continuation, from states [b, t, d] after the last block and the rows they are in."""
     states, targets, owners = [], [], []
-    for row, request in enumerate(requests):
+    for number, (row, request) in enumerate(asked):
         last = len(request.ids) - 1
         states.append(hidden[row, last - request.scored : last])
         targets.append(torch.tensor(request.ids[-request.scored :]))
-        owners += [row] * request.scored
-    flat, wanted = torch.cat(states), torch.cat(targets).to(compute.device)
+        owners += [number] * request.scored
+    flat, wanted = torch.cat(states), torch.cat(targets).to(compute.device)  # [n, d], [n]
     rows = max(1, _LOGITS // model.vocab_size)
-    sums = torch.zeros(len(requests), dtype=torch.float64)
     parts = []
     for start in range(0, len(flat), rows):
         with compute.autocast():
             logits = model.logits(flat[start : start + rows])
         log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         parts.append(log_probabilities.gather(1, wanted[start : start + rows].unsqueeze(1)).squeeze(1))
+    sums = torch.zeros(len(asked), dtype=torch.float64)
     sums.index_add_(0, torch.tensor(owners), torch.cat(parts).double().cpu())
     return [float(value) for value in sums]
