@@ -61,8 +61,8 @@ TARGETS: dict[str, Target] = {
     "gptq": Target(
         "gptq",
         tuple(f"w{bits}{kind}-{where}" for bits in (2, 3, 4, 8) for kind in "sa" for where in _WHERE),
-        "the GPTQ layout (version 1), for GPTQModel, vLLM and what else reads it; a plan's other schemes "
-        "become `dynamic` rules; one scheme or a plan, no budget",
+        "the GPTQ layout (version 1), for GPTQModel, vLLM (on a CPU symmetric schemes only) and others; a "
+        "plan's other schemes become `dynamic` rules; one scheme or a plan, no budget",
         stored="gptq",
         budgets=False,
     ),
@@ -77,7 +77,8 @@ TARGETS: dict[str, Target] = {
         "llama.cpp",
         tuple(BLOCK_TYPES),
         "llama.cpp and what builds on it, a GGUF file: a type for each tensor, k-quants and IQ4_XS where 256 "
-        "divides the in features, the others where 32 does; from a GGUF reference",
+        "divides the in features, the others where 32 does; from a GGUF file, "
+        "or a folder of llama, mistral, qwen2 or qwen3",
         fuses=False,
         stored="gguf",
     ),
