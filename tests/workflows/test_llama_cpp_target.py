@@ -29,6 +29,7 @@ from quantriage.workflows.options import (
     RepairOptions,
 )
 from quantriage.workflows.plan import plan
+from quantriage.workflows.prove import stored_sites
 from quantriage.workflows.quantize import quantize
 from quantriage.workflows.recover import recover
 from quantriage.workflows.repair import repair
@@ -173,6 +174,8 @@ def test_a_plan_made_from_the_run_is_carried_out(
     quantize(quantize_options(reference, texts, tmp_path / "planned", plan=file))
     found = kinds(written(tmp_path / "planned"))
     assert found.pop(QUERY) == "F16"  # two bytes, as the plan counts it
+    carried_out = RunDir(tmp_path / "planned.run").read(PLAN, Plan)
+    assert stored_sites(open_model(str(tmp_path / "planned")))[1] == carried_out.bytes
     asked = {a.site: a.scheme for a in made.assignments if a.site != QUERY}
     assert {site: found[site] for site in asked} == asked
 

@@ -65,6 +65,11 @@ class GGUFWeights:
         self._require(name)
         return self.shapes[name]
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that the file holds for the tensor."""
+        self._require(name)
+        return sum(self.source.meta(part).nbytes for part in self.parts[name])
+
     def get(self, name: str) -> Tensor:
         """The tensor as transformers would load it, float32. Peak memory: the tensor, twice if permuted."""
         self._require(name)

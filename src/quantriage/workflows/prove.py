@@ -12,6 +12,7 @@ from quantriage.evaluate.reference_states import final_states
 from quantriage.evaluate.summary import Decode, Kind, Subject, summarize
 from quantriage.evaluate.token_scores import TokenScores
 from quantriage.formats.bank import CandidateBank
+from quantriage.formats.gguf import GGUFWeights
 from quantriage.records.types import Comparison, EvalResult, NoiseFloor, Proof
 from quantriage.stream.compute import Compute
 from quantriage.stream.states import StateStore
@@ -96,6 +97,11 @@ def stored_sites(opened: OpenedModel) -> tuple[float, int]:
     for site in opened.map.sites:
         numel = site.shape[0] * site.shape[1]
         stored = weights.stored(site.name)
-        total += numel * dense if stored is None else stored.nbytes
         count += numel
+        if stored is not None:
+            total += stored.nbytes
+        elif isinstance(weights, GGUFWeights) and f"{site.name}.weight" in weights.parts:
+            total += weights.nbytes(f"{site.name}.weight")  # each tensor has a float type of its own
+        else:
+            total += numel * dense
     return 8 * total / count, total
