@@ -6,7 +6,9 @@ from typing import Any
 
 import gguf
 import hf_folders as hf
+import numpy as np
 import pytest
+import tiny_gguf
 import torch
 from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -16,6 +18,7 @@ from quantriage.checkpoint.gguf_file import open_gguf
 from quantriage.errors import CheckpointError
 from quantriage.formats.checkpoint import Checkpoint, open_checkpoint
 from quantriage.formats.gguf_dense import write_dense_gguf
+from quantriage.formats.gguf_merge_scores import merge_scores
 from quantriage.formats.gguf_outline import as_gguf
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -257,3 +260,47 @@ def test_a_bias_that_llama_cpp_does_not_read_is_refused(tmp_path: Path) -> None:
     source = folder(tmp_path, kind="qwen3", attention_bias=True)
     with pytest.raises(CheckpointError, match=r"bias"):
         write_dense_gguf(source, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.0] * 8, "no divisors"),
+        ([float("nan")] * 8, "no divisors"),
+        ([1.0] * 7, r"shape \(7,\), expected one number for each two of the 16"),
+        ([[1.0] * 4] * 2, r"shape \(2, 4\), expected"),
+    ],
+)
+def test_divisors_that_are_none_are_refused(tmp_path: Path, values: Any, said: str) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", more={"rope_freqs.weight": np.float32(values)})
+    with pytest.raises(CheckpointError, match=said):
+        open_checkpoint(path)
+
+
+MERGES = [("a", "b"), ("ab", "c"), ("a", "bc")]
+
+
+def test_scores_of_merges() -> None:
+    pieces = ["a", "b", "c", "ab", "abc"]
+    found = merge_scores(pieces, dict.fromkeys(pieces, 0), MERGES[:2], "x")
+    assert found == {"ab": -1.0, "abc": -2.0, "a": -3.0, "b": -4.0, "c": -5.0}
+    runs = [("aa", "a"), ("a", "a"), ("a", "aa")]
+    assert merge_scores(["aa", "aaa"], {"a": 0, "aa": 1, "aaa": 2}, runs, "x") == {"aa": -1.0, "aaa": -1.0}
+
+
+@pytest.mark.parametrize(
+    ("merges", "said"),
+    [
+        (MERGES, "'b' and 'c' are never merged"),
+        ([("b", "c"), ("a", "bc"), ("a", "b"), ("ab", "c")], "merges of 'abc' and 'ab' are mixed up"),
+    ],
+)
+def test_merges_that_no_scores_stand_for(merges: list[tuple[str, str]], said: str) -> None:
+    vocabulary = dict.fromkeys(("a", "b", "c", "ab", "bc", "abc"), 0)
+    with pytest.raises(CheckpointError, match=said):
+        merge_scores(list(vocabulary), vocabulary, merges, "x")
+
+
+def test_pieces_without_end_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="hundreds of characters"):
+        merge_scores(["a" * 20000], {}, [], "x")

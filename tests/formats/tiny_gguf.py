@@ -27,8 +27,9 @@ def write(
     head: bool = False,
     deviation: float = 1.0,
     file_type: int | None = None,
+    more: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A random model of `architecture`; matrices are stored as `kind`, vectors as float32."""
+    """A random model of `architecture`; matrices are stored as `kind`, vectors as float32. more: by name."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     if file_type is not None:
@@ -76,6 +77,8 @@ def write(
             values = 1 + values / 16  # as converters leave them: one added to what the model holds
         stored = kind if len(shape) > 1 else Kind.F32
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

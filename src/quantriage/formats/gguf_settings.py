@@ -30,6 +30,7 @@ ARCHITECTURES: dict[str, MODEL_ARCH] = {
 FREQUENCIES = "rope_freqs.weight"
 _SCALED = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
 _HEAD_WIDTH = ("qwen2", "qwen3")
+_MOST_FREQUENCIES = 1 << 16
 _YARN_KEYS = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"}
 
 
@@ -131,32 +132,39 @@ def _scaled(scalars: Mapping[str, Any], architecture: str) -> dict[str, object]:
     kind, factor = scalars.get(f"{key}.type"), scalars.get(f"{key}.factor")
     if kind not in ("linear", "yarn") or not isinstance(factor, int | float) or not factor > 0:
         return {}
-    if kind == "linear":
-        return {"rope_type": kind, "factor": float(factor)}
-    found = {"rope_type": kind, "factor": float(factor)}
-    original = scalars.get(f"{key}.original_context_length")
-    if original is not None:
+    found: dict[str, object] = {"rope_type": kind, "factor": float(factor)}
+    original, own = scalars.get(f"{key}.original_context_length"), scalars.get(f"{key}.attn_factor")
+    if kind == "yarn" and type(original) is int:
         found["original_max_position_embeddings"] = original
-    own = scalars.get(f"{key}.attn_factor", 1.0)
-    if own != 1.0:
-        found["attention_factor"] = float(own) * (1 + 0.1 * math.log(factor))
+    if kind == "yarn" and isinstance(own, int | float) and own != 1:
+        found["attention_factor"] = own * (1 + 0.1 * math.log(factor))
     return found
 
 
 def _divided(source: GGUFSource, architecture: str) -> dict[str, object]:
     """The scaling that divides each frequency by the file's number for it."""
-    divisors = source.get(FREQUENCIES).to(torch.float32).flatten()
+    shape, width = source.meta(FREQUENCIES).shape, _head_width(source.scalars, architecture)
+    if len(shape) != 1 or 2 * shape[0] != width or shape[0] > _MOST_FREQUENCIES:
+        raise CheckpointError(
+            f"{source.path}: {FREQUENCIES!r} has shape {shape}, expected one number for each two of "
+            f"the {width} that a head turns"
+        )
+    divisors = source.get(FREQUENCIES).to(torch.float32)
     if not bool((divisors.isfinite() & (divisors > 0)).all()):
         raise CheckpointError(f"{source.path}: {FREQUENCIES!r} has values that are no divisors")
-    values = [float(value) for value in divisors]
-    return {
-        "rope_type": "longrope",
-        "short_factor": values,
-        "long_factor": values,
-        "factor": 1.0,
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": source.scalars.get(f"{architecture}.context_length"),
-    }
+    found: dict[str, object] = {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0}
+    found["short_factor"] = found["long_factor"] = [float(value) for value in divisors]
+    return found
+
+
+def _head_width(scalars: Mapping[str, Any], architecture: str) -> int | None:
+    """How many numbers of a head are turned, as llama.cpp finds it; None if the file does not say."""
+    for name in ("rope.dimension_count", "attention.key_length"):
+        if type(width := scalars.get(f"{architecture}.{name}")) is int:
+            return width
+    whole = scalars.get(f"{architecture}.embedding_length")
+    heads = scalars.get(f"{architecture}.attention.head_count")
+    return whole // heads if type(whole) is int and type(heads) is int and heads > 0 else None
 
 
 def _count(config: PretrainedConfig, name: str, where: str) -> int:
