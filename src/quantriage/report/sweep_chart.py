@@ -115,9 +115,7 @@ def bits_figure(found: Sweep) -> Figure:
     bits = sorted(v.bits_per_weight for v in found.variants)
     along = [bits[0] + (bits[-1] - bits[0]) * i / _STEPS for i in range(_STEPS + 1)]
     worth = [max(base.kl.value, 1e-12) * kl_left(b - base.bits_per_weight) for b in along]
-    traces = [
-        line(along, worth, "the same bits on wider codes", {"color": MUTED, "dash": "dash", "width": 2})
-    ]
+    traces = [line(along, worth, "equal worth", {"color": MUTED, "dash": "dash", "width": 2})]
     for name, colour, symbol in (
         ("recommended", ACCENT, "diamond"),
         ("without the choice", INK, "circle-open"),
