@@ -89,7 +89,8 @@ def _write_scaling(
     if kind == "llama3":
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
         places = torch.arange(0, 2 * len(scaled), 2, dtype=torch.float32) / (2 * len(scaled))
-        return (1.0 / rope["rope_theta"] ** places / scaled).to(torch.float32)
+        divisors: Tensor = 1.0 / rope["rope_theta"] ** places / scaled
+        return divisors
     if kind == "yarn" and rope.keys() <= _YARN_KEYS:
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(rope["factor"]))

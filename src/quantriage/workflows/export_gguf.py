@@ -6,7 +6,6 @@ it (`formats/gguf_outline.py`), and every tensor that is not planned goes in as 
 reference's file rather than building it anew keeps keys that nobody here knows. Peak memory: one tensor.
 """
 
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
@@ -73,9 +72,7 @@ def export_gguf(
     name = f"{directory.absolute().name}.gguf"
     with as_gguf(checkpoint) as weights, new_folder(directory, replace) as folder:
         _refuse(weights, model_map, schemes)
-        tensors = ChainMap[str, tuple[str, bytes]](
-            _Planned(weights, schemes, blocks), _plain(checkpoint, weights, model_map, schemes)
-        )
+        tensors = _Tensors(weights, schemes, blocks, _plain(checkpoint, weights, model_map, schemes))
         default = half_kind(checkpoint) if weights is not checkpoint.weights else "F16"
         rewrite_gguf(weights.source.path, folder / name, tensors, _file_type(model_map, schemes, default))
         digest = file_digest(folder / name)
@@ -97,27 +94,32 @@ def _plain(
     return DenseTensors(weights, weights, [name for name in names if moves(name)], "F16")
 
 
-class _Planned(Mapping[str, tuple[str, bytes]]):
-    """Type and bytes of every GGUF tensor that a planned site is written to, made when asked for."""
+class _Tensors(Mapping[str, tuple[str, bytes]]):
+    """Type and bytes of every GGUF tensor that is written anew, planned or plain, made when asked for."""
 
     def __init__(
-        self, weights: GGUFWeights, schemes: Mapping[str, Scheme], blocks: Callable[[str], BlockTensor]
+        self,
+        weights: GGUFWeights,
+        schemes: Mapping[str, Scheme],
+        blocks: Callable[[str], BlockTensor],
+        plain: DenseTensors,
     ) -> None:
-        self._weights, self._blocks = weights, blocks
+        self._weights, self._blocks, self._plain = weights, blocks, plain
         self._site_of = {part: name for name in schemes for part in weights.parts[f"{name}.weight"]}
         self._latest = lru_cache(maxsize=1)(self._made)  # asked for several times in a row
 
     def __getitem__(self, part: str) -> tuple[str, bytes]:
-        return self._latest(self._site_of[part])[part]
+        return self._latest(self._site_of[part])[part] if part in self._site_of else self._plain[part]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._site_of)
+        yield from self._site_of
+        yield from self._plain
 
     def __len__(self) -> int:
-        return len(self._site_of)
+        return len(self._site_of) + len(self._plain)
 
     def __contains__(self, part: object) -> bool:
-        return part in self._site_of  # without making it
+        return part in self._site_of or part in self._plain  # without making it
 
     def _made(self, name: str) -> dict[str, tuple[str, bytes]]:
         """Blocks run along rows, so the file's order of rows is an order of raw rows."""
