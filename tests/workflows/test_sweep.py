@@ -180,7 +180,7 @@ def test_methods_are_the_registry_and_plain_rounding_is_the_same_everywhere(
     assert labelled(found, "rtn").kl_sequences == labelled(ran[1]["clipping"], "1").kl_sequences
     searched = labelled(found, "rtn, ranges searched").kl_sequences
     assert searched == labelled(ran[1]["clipping"], "per group, weight error").kl_sequences
-    assert labelled(found, "rtn").loads == ("vllm", "vllm-cpu", "transformers")
+    assert labelled(found, "rtn").loads == ("vllm", "vllm-cpu", "transformers", "gptq", "awq")
     assert labelled(found, "rtn").calibration_tokens == 0
     assert labelled(found, "gptq").calibration_tokens == 4 * 32
     assert labelled(ran[1]["group-size"], "tensor").loads == ()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from quantriage.diagnose.sweep_advice import difference, size_factor
 from quantriage.errors import BudgetError
 from quantriage.evaluate.intervals import mean_interval, perplexity_interval
-from quantriage.formats.compressed_tensors import supports
+from quantriage.formats.folders import FOLDERS, FolderFormat
 from quantriage.model.site import ModelMap, Site
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.group_size import resolve
 from quantriage.plan.sizes import bits_per_weight, site_bytes
-from quantriage.plan.targets import TARGETS, menu
+from quantriage.plan.targets import TARGETS, Target, menu
 from quantriage.records.sweep import ErrorParts, SweepOptimum, SweepVariant
 from quantriage.records.types import Finding
 from quantriage.workflows.sweep_measure import Measured
@@ -45,16 +45,18 @@ def schemes_for(scheme: Scheme, sites: Sequence[Site]) -> tuple[SchemeOf, tuple[
 
 
 def loads(schemes: SchemeOf, model_map: ModelMap) -> tuple[str, ...]:
-    """Targets whose menu holds every site's scheme at its shape."""
+    """Targets of folders whose menu holds every site's scheme at its shape, and whose format all of them."""
+    chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
 
-    def fits(target: str, site: Site) -> bool:
-        scheme = schemes[site.name]
+    def fits(target: Target, folder: FolderFormat, site: Site) -> bool:
+        scheme = chosen.get(site.name)
         if scheme is None:
             return True
-        storable = supports(scheme, site.shape, site.transposed) is None
-        return storable and scheme in menu(target, site.shape, scheme.scale_dtype)
+        storable = folder.supports(scheme, site.shape, site.transposed) is None
+        return storable and scheme in menu(target.name, site.shape, scheme.scale_dtype)
 
-    return tuple(target for target in TARGETS if all(fits(target, site) for site in model_map.sites))
+    folders = {name: FOLDERS[t.stored](chosen) for name, t in TARGETS.items() if t.stored in FOLDERS}
+    return tuple(n for n, f in folders.items() if all(fits(TARGETS[n], f, site) for site in model_map.sites))
 
 
 def best_by(
