@@ -1,5 +1,7 @@
 """The ledger: whatever byte a kill cuts it at, the commits before survive and the next one lands."""
 
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -127,3 +129,33 @@ def test_a_full_disk_tears_nothing_and_the_commit_can_be_tried_again(tmp_path: P
         signal.signal(signal.SIGXFSZ, handler)
     ledger.commit("more", "d")
     assert list(Ledger(tmp_path / "l", FROZEN).completed()) == [*(step for step, _, _ in STEPS), "more"]
+
+
+_HOLDS = """
+import sys
+from pathlib import Path
+from quantriage.records.ledger import Ledger
+Ledger(Path(sys.argv[1]), {"seed": 1})
+print("holds", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "ledger.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"holds\n"
+        with pytest.raises(ResumeError, match=f"process {first.pid} works in this run folder"):
+            Ledger(path, {"seed": 1})
+        first.kill()
+    assert Ledger(path, {"seed": 1}).completed() == {}  # after a kill the run goes on
+
+
+def test_a_torn_mark_of_a_writer_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    _filled(path)
+    path.with_name("ledger.jsonl.writer").write_bytes(b'{"host": "')
+    assert len(Ledger(path, FROZEN).completed()) == len(STEPS)

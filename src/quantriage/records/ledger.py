@@ -4,16 +4,20 @@ The first line freezes the settings that decide the result, so that a resumed ru
 append of one line is the smallest commit there is; rejected: rewriting a state file each step (quadratic in
 steps, and a reader may see the old one) and SQLite (a second file and a lock for what is a list).
 A line counts once its newline is on disk; what follows the last good newline was torn by a kill and is cut.
+A file beside it names the process that writes. A lock of the system's was rejected: it would also keep a
+process out of a run that itself gave up, as long as anything still refers to it.
 """
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from quantriage.errors import ResumeError
-from quantriage.records.atomic import sync_folder
+from quantriage.records.atomic import sync_folder, write_bytes
 from quantriage.records.digest import bytes_digest
 from quantriage.records.storage import reading, writing
 from quantriage.records.types import Record
@@ -37,14 +41,23 @@ class Commit(Record, frozen=True):
     payload: dict[str, object]
 
 
+class Writer(Record, frozen=True):
+    """The process that writes a ledger; `started` tells it from a later one of the same number."""
+
+    host: str
+    pid: int
+    started: float
+
+
 class Ledger:
     """The finished steps of a run at `path`, started or resumed under `settings`.
 
-    Raises ResumeError if the file was started under other settings or is damaged before its last line.
-    One writer at a time.
+    Raises ResumeError if the file was started under other settings, is damaged before its last line, or is
+    written by another process of this machine that still lives.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Setting]) -> None:
+        _become_writer(path)
         self._path = path
         self._commits: dict[str, Commit] = {}
         self._end = 0  # bytes of complete lines
@@ -111,6 +124,39 @@ def frozen_in(path: Path) -> dict[str, Setting]:
 def settings_digest(settings: Mapping[str, Setting]) -> str:
     """Hex sha256 of the settings, whatever the order of their keys."""
     return bytes_digest(msgspec.json.encode(dict(settings), order="deterministic"))
+
+
+def _become_writer(path: Path) -> None:
+    """Note this process beside the ledger at `path`; ResumeError while another one that is noted lives."""
+    mark = path.with_name(f"{path.name}.writer")
+    process = psutil.Process()
+    me = Writer(socket.gethostname(), process.pid, process.create_time())
+    if mark.is_file():
+        with reading(mark, "the writer of a ledger was expected"):
+            text = mark.read_bytes()
+        try:
+            other = msgspec.json.decode(text, type=Writer)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            other = None  # torn by a kill
+        if other == me:
+            return
+        if other is not None and _lives(other):
+            raise ResumeError(
+                f"{path.parent}: process {other.pid} works in this run folder; wait until it ends, stop it "
+                "or choose another run folder"
+            )
+    with writing(mark):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(mark, msgspec.json.encode(me))
+
+
+def _lives(writer: Writer) -> bool:
+    if writer.host != socket.gethostname():
+        return False  # cannot be known
+    try:
+        return bool(abs(psutil.Process(writer.pid).create_time() - writer.started) < 1.0)
+    except psutil.Error:
+        return False
 
 
 def _complete_lines(path: Path) -> list[bytes]:
