@@ -1,16 +1,14 @@
 """`quantriage advise`: which way to store and run a model under your constraints."""
 
-from typing import TYPE_CHECKING
+from rich.table import Table
 
 from quantriage.cli.command import Command, Outcome
 from quantriage.cli.printable import printable
+from quantriage.cli.tables import plain_table
 from quantriage.records.advice import Advice
 from quantriage.records.run_dir import REPORT, RunDir
 from quantriage.stream.progress import Progress
 from quantriage.workflows.advise_options import AdviseOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _COMMANDS_OF = 3  # strategies whose commands are printed; the record has all
 
@@ -32,15 +30,12 @@ def run(options: AdviseOptions, progress: Progress) -> Outcome:
     return Outcome(record=found, lines=(printable(found.sentence), _table(found), *map(printable, said)))
 
 
-def _table(found: Advice) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
+_COLUMNS = ("", "engine", "bits", "weights MB", "cache MB", "quality", "speed")
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(("", "engine", "bits", "weights MB", "cache MB", "quality", "speed")):
-        table.add_column(name, justify="right" if 1 < index < 5 else "left", no_wrap=1 < index < 5)
-    for one in found.strategies:
-        cells = (
+
+def _table(found: Advice) -> Table:
+    rows = (
+        (
             f"{one.rank}. {one.title}",
             one.engine,
             f"{one.bits:.2f}",
@@ -49,8 +44,9 @@ def _table(found: Advice) -> "Table":
             f"{one.quality.basis}: {one.quality.text}",
             f"{one.speed.basis}: {one.speed.text}",
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
+        for one in found.strategies
+    )
+    return plain_table(_COLUMNS, rows, words=(0, 1, 5, 6))
 
 
 COMMAND = Command("advise", AdviseOptions, ("model",), run)

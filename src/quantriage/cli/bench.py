@@ -1,17 +1,15 @@
 """`quantriage bench`: how fast the quantized model is against the unquantized one, and why."""
 
-from typing import TYPE_CHECKING
+from rich.table import Table
 
 from quantriage.cli.command import Command, Outcome
 from quantriage.cli.printable import printable
+from quantriage.cli.tables import plain_table
 from quantriage.records.bench import Bench
 from quantriage.records.run_dir import REPORT, RunDir
 from quantriage.records.types import Interval
 from quantriage.stream.progress import Progress
 from quantriage.workflows.bench_options import BenchOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def run(options: BenchOptions, progress: Progress) -> Outcome:
@@ -30,23 +28,18 @@ def run(options: BenchOptions, progress: Progress) -> Outcome:
     return Outcome(record=found, lines=(_table(found), *map(printable, said), printable(found.sentence)))
 
 
-def _table(found: Bench) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(("", "prefill tok/s", "decode tok/s", "first token, s", "peak MB")):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for one in found.entries:
-        cells = (
+def _table(found: Bench) -> Table:
+    rows = (
+        (
             f"{one.label} ({one.layout}, {one.dtype})",
             _interval(one.prefill),
             _interval(one.decode),
             _interval(one.first_token),
             f"{one.peak_memory / 1e6:.0f}",
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
+        for one in found.entries
+    )
+    return plain_table(("", "prefill tok/s", "decode tok/s", "first token, s", "peak MB"), rows, wrap=True)
 
 
 def _interval(found: Interval) -> str:

@@ -1,7 +1,10 @@
 """`quantriage calibration build | compare | check`: text to calibrate on, and whether it is the right one."""
 
+from rich.table import Table
+
 from quantriage.cli.command import Command, Outcome
 from quantriage.cli.printable import printable
+from quantriage.cli.tables import findings, plain_table, with_interval
 from quantriage.records.calibration import CalibrationMatrix, CalibrationSet, ExpectedCost
 from quantriage.records.run_dir import REPORT, RunDir
 from quantriage.stream.progress import Progress
@@ -12,7 +15,6 @@ SHOWN = 5  # inputs and prompts printed; the report has all
 
 def run_build(options: BuildOptions, progress: Progress) -> Outcome:
     """Build, and say what was taken and what was dropped."""
-    from quantriage.cli.tables import findings
     from quantriage.workflows.calibration_build import build
 
     made = build(options, progress)
@@ -54,27 +56,16 @@ def run_compare(options: CompareSetsOptions, progress: Progress) -> Outcome:
     return Outcome(record=found, lines=(_matrix(found), *map(printable, said)))
 
 
-def _matrix(found: CalibrationMatrix):  # type: ignore[no-untyped-def]
+def _matrix(found: CalibrationMatrix) -> Table:
     """KL with its interval, a row for each set, a column for each domain."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from quantriage.cli.tables import with_interval
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("KL: calibrated on")
-    for name in found.domain_names:
-        table.add_column(Text(printable(name)), justify="right")
     cells = {(cell.set, cell.domain): cell for cell in found.cells}
-    for row in found.sets:
-        values = [with_interval(cells[row.name, domain].kl) for domain in found.domain_names]
-        table.add_row(*(Text(printable(value)) for value in (row.name, *values)))
-    return table
+    domains = found.domain_names
+    rows = ((s.name, *(with_interval(cells[s.name, domain].kl) for domain in domains)) for s in found.sets)
+    return plain_table(("KL: calibrated on", *domains), rows, wrap=True)
 
 
 def run_check(options: CheckOptions, progress: Progress) -> Outcome:
     """Check, and print the verdict, the worst inputs and prompts, the cost and what to do."""
-    from quantriage.cli.tables import findings
     from quantriage.workflows.calibration_check import FIXED, check_set
 
     found = check_set(options, progress)
@@ -98,8 +89,6 @@ def run_check(options: CheckOptions, progress: Progress) -> Outcome:
 
 
 def _cost(cost: ExpectedCost) -> list[str]:
-    from quantriage.cli.tables import with_interval
-
     lines = [
         f"predicted KL on held-out production: {cost.predicted:.4f}, recalibrated {cost.predicted_fixed:.4f}"
     ]

@@ -1,10 +1,10 @@
 """`quantriage sweep`: one choice as a table, with a recommendation that held-out text confirms or not."""
 
 from rich.table import Table
-from rich.text import Text
 
 from quantriage.cli.command import Command, Outcome
 from quantriage.cli.printable import printable
+from quantriage.cli.tables import plain_table
 from quantriage.records.run_dir import REPORT, RunDir
 from quantriage.records.sweep import Confirmation, Sweep, SweepVariant
 from quantriage.stream.progress import Progress
@@ -28,14 +28,9 @@ def run(options: SweepOptions, progress: Progress) -> Outcome:
 
 def _table(found: Sweep) -> Table:
     """Narrow enough for eighty columns; the report has every figure."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
     clips = found.choice == "clipping"
     heads = ["", "bits", "error", *(["clipped"] if clips else []), "KL [95%]", "perplexity", "s"]
-    for index, name in enumerate(heads):
-        table.add_column(name, justify="right" if index else "left", no_wrap=index > 0)
-    for variant in found.variants:
-        table.add_row(*(Text(printable(cell)) for cell in _cells(found, variant, clips)))
-    return table
+    return plain_table(heads, (_cells(found, variant, clips) for variant in found.variants))
 
 
 def _cells(found: Sweep, variant: SweepVariant, clips: bool) -> list[str]:

@@ -1,6 +1,6 @@
 """Evaluations as a table for people. Cells are plain text: names from checkpoints are never markup."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -9,24 +9,41 @@ from quantriage.cli.printable import printable
 from quantriage.records.tasks import TaskRun
 from quantriage.records.types import EvalResult, Finding, Interval
 
+
+def plain_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,), wrap: bool = False
+) -> Table:
+    """Figures to the right and on one line, unless `wrap`; columns `words` to the left, wrapped at need."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, head in enumerate(heads):
+        left = index in words
+        table.add_column(
+            Text(printable(head)),
+            justify="left" if left else "right",
+            no_wrap=not (left or wrap),
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
 _COLUMNS = ("", "bits/weight", "KL [95%]", "perplexity", "agreement")
 
 
 def evaluations(results: Sequence[EvalResult]) -> Table:
     """One row per evaluation: label, stored bits, KL with its interval, perplexity, top-1 agreement."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
-    for result in results:
-        cells = (
+    rows = (
+        (
             result.label,
             f"{result.bits_per_weight:.2f}",
             with_interval(result.kl),
             f"{result.perplexity.value:.3f}",
             f"{100 * result.top1_agreement.value:.1f}%",
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
+        for result in results
+    )
+    return plain_table(_COLUMNS, rows)
 
 
 _TASK_COLUMNS = ("task", "metric", "items", "reference", "candidate", "difference [95%]", "lost, won", "p")
@@ -34,10 +51,8 @@ _TASK_COLUMNS = ("task", "metric", "items", "reference", "candidate", "differenc
 
 def task_measures(run: TaskRun) -> Table:
     """Accuracies in percent, the paired difference in points, and how many answers turned wrong and right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(_TASK_COLUMNS):
-        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 0)
     named = [(result.name, measure) for result in run.tasks for measure in result.measures]
+    rows = []
     for name, found in [*named, *([("all of them", run.pooled)] if run.pooled else [])]:
         gap = found.difference
         cells = (
@@ -50,8 +65,8 @@ def task_measures(run: TaskRun) -> Table:
             f"{found.lost}, {found.won}",
             f"{found.p_value:.2g}",
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
+        rows.append(cells)
+    return plain_table(_TASK_COLUMNS, rows, words=(0, 1))
 
 
 def with_interval(interval: Interval) -> str:

@@ -35,8 +35,7 @@ def _rest_bytes(opened: OpenedModel, target: str) -> int:
     sites = opened.map.by_name().keys()
     if target_named(target).stored == "gguf":
         with as_gguf(opened.checkpoint) as file:
-            parts = [part for name in sites for part in file.parts.get(f"{name}.weight", ())]
-            return file.source.file_bytes - sum(file.source.meta(part).nbytes for part in parts)
+            return file.source.file_bytes - sum(file.nbytes(f"{name}.weight") for name in sites)
     weights = opened.checkpoint.weights
     names = {name for name in opened.model.used_tensors() if name.removesuffix(".weight") not in sites}
     return sum(prod(weights.shape(name)) * DENSE_BYTES for name in names)

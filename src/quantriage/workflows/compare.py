@@ -54,7 +54,7 @@ def compare(options: CompareOptions, progress: Progress = silent) -> Split:
         }
     with tempfile.TemporaryDirectory(prefix="quantriage-") as scratch, clock.stage("compare"):
         cache = options.run / "cache" if options.run is not None else Path(scratch) / "cache"
-        bench = SplitBench(reference, candidate, cache, Path(scratch), int(options.state_gb * 1e9), progress)
+        bench = SplitBench(reference, candidate, cache, Path(scratch), options.state_bytes, progress)
         split = split_models(bench, guards, tokens, prompts, engines, settings)
     if options.run is not None:
         _write(options, split, reference, candidate, (tokens, *prompts.values()), clock)

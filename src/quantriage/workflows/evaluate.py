@@ -42,7 +42,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
             exact(options.device),
             cache,
             Path(scratch),
-            int(options.state_gb * 1e9),
+            options.state_bytes,
             progress,
             "evaluate",
         )

@@ -52,6 +52,18 @@ class KeepsStates:
             raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
 
 
+class KeepsRun:
+    """Options of a verb that writes a checkpoint and keeps its records beside it; no field of its own."""
+
+    out: Path
+    run: Path | None
+
+    @property
+    def run_folder(self) -> Path:
+        """Where records go."""
+        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
+
+
 EFFORTS: Mapping[str, Mapping[str, int]] = {
     "fast": {
         "sequences": 64,
@@ -78,20 +90,6 @@ EFFORTS: Mapping[str, Mapping[str, int]] = {
 """What each effort sets where the caller left it open; what it costs and gains is in docs/lab-log.md."""
 
 
-class ByEffort:
-    """Options with settings that `effort` fills in where they were left open; no field of its own."""
-
-    effort: str
-
-    def fill(self) -> None:
-        """Set what is None; UsageError if there is no such effort."""
-        if self.effort not in EFFORTS:
-            raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
-        for name, value in EFFORTS[self.effort].items():
-            if hasattr(self, name) and getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions(KeepsStates):
     """Which tokens calibrate, and where work is kept. Shared by every verb that runs the backward pass."""
@@ -108,7 +106,23 @@ class CalibrationOptions(KeepsStates):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoverOptions(ByEffort, CalibrationOptions):
+class EffortOptions(CalibrationOptions):
+    """Calibration of which `effort` fills in what was left open."""
+
+    effort: str = option("balanced", "fast, balanced or best: windows, mixes and swaps that are not given")
+    sequences: int = option(None, "calibration windows (64, 128, 256)")
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
+        for name, value in EFFORTS[self.effort].items():
+            if hasattr(self, name) and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverOptions(KeepsRun, EffortOptions):
     """`recover`: find what 4-bit quantization hurts, spend a bit budget there, prove and ship it."""
 
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
@@ -123,8 +137,6 @@ class RecoverOptions(ByEffort, CalibrationOptions):
     run: Path | None = option(None, "folder for plan, records, lock, report (default: OUT.run); resumes")
     evaluation_sequences: int = option(16, "evaluation windows")
     evaluation_length: int = option(1024, "tokens in each evaluation window")
-    effort: str = option("balanced", "fast, balanced or best: windows, mixes and swaps that are not given")
-    sequences: int = option(None, "calibration windows (64, 128, 256)")
     selection_sequences: int = option(
         None, "windows of calibration text held out to choose between mixes (8, 16, 16)"
     )
@@ -138,7 +150,6 @@ class RecoverOptions(ByEffort, CalibrationOptions):
     replace: bool = option(False, "replace OUT if it exists")
 
     def __post_init__(self) -> None:
-        self.fill()
         super().__post_init__()
         if self.memory_gb is None and self.bpw is None:
             object.__setattr__(self, "bpw", 4.5)
@@ -146,11 +157,6 @@ class RecoverOptions(ByEffort, CalibrationOptions):
             raise UsageError("--bpw and --memory-gb: give one of the two budgets")
         if self.context < 0 or (self.context and self.memory_gb is None):
             raise UsageError(f"--context {self.context}: expected 0 or more, together with --memory-gb")
-
-    @property
-    def run_folder(self) -> Path:
-        """Where records go."""
-        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +183,7 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(ByEffort, CalibrationOptions):
+class QuantizeOptions(KeepsRun, EffortOptions):
     """`quantize`: carry out a plan, or one scheme everywhere, and write the checkpoint."""
 
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
@@ -190,18 +196,7 @@ class QuantizeOptions(ByEffort, CalibrationOptions):
         "what must load it: vllm, vllm-cpu, transformers, gptq, awq, llama.cpp (default: the plan's or vllm)",
     )
     run: Path | None = option(None, "folder for records and lock (default: OUT.run); resumes")
-    effort: str = option("balanced", "fast, balanced or best: calibration windows if they are not given")
-    sequences: int = option(None, "calibration windows (64, 128, 256)")
     replace: bool = option(False, "replace OUT if it exists")
-
-    def __post_init__(self) -> None:
-        self.fill()
-        super().__post_init__()
-
-    @property
-    def run_folder(self) -> Path:
-        """Where records go."""
-        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +209,7 @@ class LintOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(KeepsStates):
     """`evaluate`: perplexity, KL, top-1 agreement and flips of a candidate on identical tokens."""
 
     reference: str = required("full-precision model")
@@ -287,7 +282,7 @@ class DiagnoseOptions(KeepsStates):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(KeepsStates):
     """`compare`: whether weights, runtime or data carry the loss of somebody else's quantized checkpoint."""
 
     reference: str = required("full-precision model that the candidate was made from")
@@ -313,7 +308,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairOptions(CalibrationOptions):
+class RepairOptions(KeepsRun, CalibrationOptions):
     """`repair`: quantize the damaged layers of a candidate again, in its own file format, and prove it."""
 
     reference: str = required("full-precision model that the candidate was made from")
@@ -334,8 +329,3 @@ class RepairOptions(CalibrationOptions):
         super().__post_init__()
         if not 0 <= self.extra_bpw <= 32:
             raise UsageError(f"--extra-bpw {self.extra_bpw}: expected 0 to 32")
-
-    @property
-    def run_folder(self) -> Path:
-        """Where records go."""
-        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")

@@ -71,7 +71,7 @@ def on_tasks(
 ) -> TaskRun:
     """Both models on the tasks, in float32."""
     with tempfile.TemporaryDirectory(prefix="quantriage-") as scratch:
-        place = Place(exact(options.device), Path(scratch), int(options.state_gb * 1e9), progress)
+        place = Place(exact(options.device), Path(scratch), options.state_bytes, progress)
         return task_bench(requests, reference, place).of(candidate.model, candidate.map)
 
 
