@@ -7,25 +7,12 @@ block side by side fill two cores. Processes would have to be sent Hessians of h
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Mapper(Protocol):
-    """Applies a function to every item; results in the items' order. The function must not share state."""
-
-    def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """All results; the first exception ends it."""
-        ...
-
-
-def serial(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """One after the other."""
-    return [function(item) for item in items]
 
 
 def threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -237,6 +237,15 @@ def test_commands_are_filled_in() -> None:
             )
 
 
+def test_a_gguf_file_is_not_converted_to_one() -> None:
+    file = Subject("model-F16.gguf", LLAMA_7B, model_shape(LLAMA_7B))
+    chosen = {one.id: one for one in advice(asked(1e12, engine="llama.cpp"), file)[0]}
+    for one in chosen.values():
+        assert not any("convert_hf_to_gguf" in command for command in one.commands)
+    assert chosen["gguf-f16"].commands == ("llama-server -m model-F16.gguf -c 4096",)
+    assert "model-F16.gguf model-F16-q8_0.gguf Q8_0" in chosen["gguf-q8_0"].commands[0]
+
+
 @pytest.mark.parametrize(("ratio", "expected"), [(0.9, -1), (1.0, 0), (1.2, 1), (2.0, 2)])
 def test_measured_ratios_fall_into_the_rules_classes(ratio: float, expected: int) -> None:
     assert speed_class(ratio) == expected

@@ -12,8 +12,9 @@ from quantriage.errors import QuantriageError, UsageError
 from quantriage.formats.checkpoint import open_checkpoint
 from quantriage.records.advice import Advice
 from quantriage.records.lock import make_lock
-from quantriage.records.run_dir import ADVICE, LOCK, PROOF, REPORT, RunDir
+from quantriage.records.run_dir import ADVICE, BENCH, LOCK, PROOF, REPORT, RunDir
 from quantriage.records.types import EvalResult, Hardware, Interval, Proof, SequenceScores
+from report.synthetic_bench import bench_of
 
 HARDWARE = Hardware(cpu="", cores=1, memory_bytes=1, device="cpu", compute_dtype="", dtype_reason="")
 
@@ -91,6 +92,28 @@ def test_a_run_about_this_model_is_measured_and_one_about_another_is_not_used(
     assert (quality.basis, quality.value, quality.source) == ("measured", 0.02, str(mine))
     assert "perplexity 1.02 times" in quality.text
     assert any(note == f"not used, about another model: {other}" for note in found.notes)
+
+
+def test_a_speed_of_a_cpu_says_nothing_of_a_gpu(model: Path, tmp_path: Path) -> None:
+    digest = open_checkpoint(model).digest()
+    bench = bench_of()
+    entries = tuple(msgspec.structs.replace(one, digest=digest) for one in bench.entries)
+    RunDir(tmp_path / "bench").write(BENCH, msgspec.structs.replace(bench, entries=entries))
+
+    def notes(hardware: str) -> str:
+        start = ("advise", model, "--memory-gb", 1, "--quality", "smallest", "--runs", tmp_path / "bench")
+        done = invoke(*start, "--hardware", hardware, "--json", "--quiet")
+        return " ".join(msgspec.json.decode(done.stdout, type=Advice).notes)
+
+    assert "not used, timed on cpu, hopper is asked for" in notes("hopper")
+    assert "not used" not in notes("cpu")
+    assert "before a model is loaded, is counted: transformers 250 MB" in notes("cpu")
+
+
+def test_of_ways_that_the_engine_does_not_run_only_the_number_is_printed(model: Path) -> None:
+    shown = invoke("advise", model, "--memory-gb", 1, "--engine", "llama.cpp", "--context", 100).stdout
+    assert "vllm:" not in shown
+    assert "ways that llama.cpp does not run" in shown
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from rich.table import Table
 from quantriage.cli.command import Command, Outcome
 from quantriage.cli.printable import printable
 from quantriage.cli.tables import plain_table
-from quantriage.records.advice import Advice
+from quantriage.records.advice import ANY, Advice, Strategy
 from quantriage.records.run_dir import REPORT, RunDir
 from quantriage.stream.progress import Progress
 from quantriage.workflows.advise_options import AdviseOptions
@@ -21,13 +21,23 @@ def run(options: AdviseOptions, progress: Progress) -> Outcome:
     said = [
         line
         for one in found.strategies[:_COMMANDS_OF]
-        for line in (f"{one.rank}. {one.title}, {one.engine}: {one.why}", *(f"   {c}" for c in one.commands))
+        for line in (f"{one.rank}. {one.title}, {one.engine}: {one.why}", *_known(one), *one.commands)
     ]
-    said += [f"not: {one.title}, {one.engine}: {'; '.join(one.reasons)}" for one in found.rejected]
+    engine = found.constraints.engine
+    here = [one for one in found.rejected if engine in (ANY, one.engine)]
+    said += [f"not: {one.title}, {one.engine}: {'; '.join(one.reasons)}" for one in here]
+    if len(here) < len(found.rejected):
+        said.append(f"not: {len(found.rejected) - len(here)} ways that {engine} does not run (in the record)")
     said += [f"note: {text}" for text in found.notes]
     if options.run is not None:
         said.append(f"report: {RunDir(options.run).file(REPORT)}")
     return Outcome(record=found, lines=(printable(found.sentence), _table(found), *map(printable, said)))
+
+
+def _known(one: Strategy) -> tuple[str, str]:
+    return tuple(
+        f"{what} {f.basis}: {f.text}" for what, f in (("quality", one.quality), ("speed", one.speed))
+    )
 
 
 _COLUMNS = ("", "engine", "bits", "weights MB", "cache MB", "quality", "speed")
@@ -41,8 +51,8 @@ def _table(found: Advice) -> Table:
             f"{one.bits:.2f}",
             f"{one.weight_bytes / 1e6:.1f}",
             f"{one.cache_bytes / 1e6:.1f}",
-            f"{one.quality.basis}: {one.quality.text}",
-            f"{one.speed.basis}: {one.speed.text}",
+            one.quality.basis,
+            one.speed.basis,
         )
         for one in found.strategies
     )

@@ -16,14 +16,16 @@ from quantriage.errors import BudgetError
 from quantriage.plan.advice_evidence import Evidence, MeasuredCheckpoint
 from quantriage.plan.advice_rules import Floor, Rules, StrategyRule, Tier, WeightRule
 from quantriage.plan.advice_sizes import ModelShape, Size, cache_bytes, dense_size, weight_size
-from quantriage.records.advice import Constraints, Figure, Rejected, Strategy
+from quantriage.records.advice import ANY, Constraints, Figure, Rejected, Strategy
 
 SMALLEST = "smallest"
-ANY = "any"
+
 _CLASSES = ((0.95, -1), (1.05, 0), (1.5, 1))  # speed ratio below -> class; above all: 2
 _FROM_PRETRAINED = (
     "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{path}')\""
 )
+_TO_GGUF = "python convert_hf_to_gguf.py "
+_UNQUANTIZED_GGUF = "gguf-f16"
 _WORDS = {-1: "slower", 0: "the same", 1: "faster", 2: "much faster"}
 
 
@@ -142,7 +144,7 @@ def _quality(
     rule: StrategyRule, measured: MeasuredCheckpoint | None, subject: Subject, rules: Rules
 ) -> tuple[Figure, bool]:
     """What is known of the loss, and whether anything is."""
-    if rule.family == "dense" or rule.id == "gguf-f16":
+    if rule.family == "dense" or rule.id == _UNQUANTIZED_GGUF:
         return Figure(basis="expected", text="loses nothing but the dtype", value=0.0), True
     if measured is not None and measured.kl is not None:
         ratio = measured.perplexity_ratio or 1.0
@@ -237,6 +239,12 @@ def _commands(
         **_types(rule.weights),
     }
     chosen = rule.commands[-1:] if made else rule.commands
+    if subject.name.endswith(".gguf") and not made:
+        # It is what the first command would make of a folder.
+        chosen = [command for command in chosen if not command.startswith(_TO_GGUF)]
+        values["model-f16.gguf"] = subject.name
+        if rule.id == _UNQUANTIZED_GGUF:
+            values["{out}"] = subject.name
     filled = []
     for command in chosen:
         if engine == "transformers" and command.startswith("vllm "):

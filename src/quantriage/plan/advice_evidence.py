@@ -13,6 +13,8 @@ from quantriage.records.bench import Bench, BenchEntry
 from quantriage.records.run_dir import BENCH, LOCK, PROOF, RunDir
 from quantriage.records.types import EvalResult, Interval, Lock, Proof
 
+CPU = "cpu"
+
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
@@ -49,7 +51,7 @@ class MeasuredCheckpoint:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it. ignored: runs about other models. overhead: of engines, bytes before a model is loaded."""
+    """All of it. ignored: runs not used, and why. overhead: of engines, bytes before a model is loaded."""
 
     checkpoints: tuple[MeasuredCheckpoint, ...] = ()
     overhead: tuple[tuple[str, int], ...] = ()
@@ -62,8 +64,11 @@ class Evidence:
         return min(found, key=lambda one: one.kl.value if one.kl else float("inf"), default=None)
 
 
-def gather(folders: Iterable[Path], digest: str) -> Evidence:
-    """Read run folders. Raises QuantriageError for one without a record that could be used."""
+def gather(folders: Iterable[Path], digest: str, hardware: str) -> Evidence:
+    """Read run folders. Raises QuantriageError for one without a record that could be used.
+
+    hardware: what will run the model; a speed counts only if it was measured on a CPU too, or on none.
+    """
     known: dict[str, MeasuredCheckpoint] = {}
     overhead: dict[str, int] = {}
     ignored: list[str] = []
@@ -71,20 +76,25 @@ def gather(folders: Iterable[Path], digest: str) -> Evidence:
         run = RunDir.existing(folder)
         if not run.has(PROOF) and not run.has(BENCH):
             raise QuantriageError(f"{folder}: neither {PROOF} nor {BENCH}; expected a run that measured one")
-        used = False
+        why = "about another model"
         if run.has(PROOF) and run.has(LOCK) and run.read(LOCK, Lock).model_digest == digest:
-            used = True
+            why = ""
             for result in run.read(PROOF, Proof).results:
                 _add_quality(known, result, run.read(PROOF, Proof), str(folder))
         if run.has(BENCH):
             bench = run.read(BENCH, Bench)
-            if any(one.reference and one.digest == digest for one in bench.entries):
-                used = True
+            on = bench.hardware.device
+            if not any(one.reference and one.digest == digest for one in bench.entries):
+                pass
+            elif on.startswith(CPU) != (hardware == CPU):
+                why = why and f"timed on {on}, {hardware} is asked for"
+            else:
+                why = ""
                 _add_speed(known, bench, str(folder))
                 for entry in bench.entries:
                     overhead[entry.engine] = max(overhead.get(entry.engine, 0), entry.memory_before)
-        if not used:
-            ignored.append(str(folder))
+        if why:
+            ignored.append(f"{why}: {folder}")
     return Evidence(tuple(known.values()), tuple(overhead.items()), tuple(ignored))
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from quantriage.records.types import Record
 
+ANY = "any"  # engine: let all compete
+
 Basis = Literal["measured", "expected", "unknown"]
 
 

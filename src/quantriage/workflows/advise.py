@@ -4,11 +4,11 @@ from typing import Literal
 
 from quantriage.errors import UsageError
 from quantriage.formats.checkpoint import open_checkpoint
-from quantriage.plan.advice import ANY, Subject, advise_on, replaced_types, unmatched
+from quantriage.plan.advice import Subject, advise_on, replaced_types, unmatched
 from quantriage.plan.advice_evidence import Evidence, gather
 from quantriage.plan.advice_rules import Rules, advice_rules
 from quantriage.plan.advice_sizes import model_shape
-from quantriage.records.advice import Advice, Constraints, Strategy
+from quantriage.records.advice import ANY, Advice, Constraints, Strategy
 from quantriage.records.run_dir import ADVICE, SUMMARY, RunDir
 from quantriage.records.types import RunSummary
 from quantriage.report.render import render
@@ -26,7 +26,7 @@ def advise(options: AdviseOptions, progress: Progress = silent) -> Advice:  # no
         checkpoint = open_checkpoint(options.model)
         subject = Subject(options.model, checkpoint.config, model_shape(checkpoint.config))
         digest = checkpoint.digest() if options.runs else ""
-        evidence = gather(options.runs, digest)
+        evidence = gather(options.runs, digest, asked.hardware)
         strategies, rejected = advise_on(subject, asked, rules, evidence)
     advice = Advice(
         model=options.model,
@@ -94,7 +94,7 @@ def _notes(
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and asked.context > longest:
         notes.append(f"the model takes {longest} tokens; a context of {asked.context} is beyond it")
-    notes += [f"not used, about another model: {run}" for run in evidence.ignored]
+    notes += [f"not used, {text}" for text in evidence.ignored]
     notes += unmatched(evidence, [one.made for one in strategies if one.made])
     return tuple(notes)
 

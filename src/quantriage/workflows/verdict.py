@@ -31,13 +31,15 @@ def _sentence(
         f"{proof.reference_perplexity.value:.2f})"
     ]
     if rtn is not None and rtn.kl.value > 0:
-        parts.append(f"{_less(shipped, rtn)} than plain rounding ({rtn.label}, {rtn.kl.value:.4f})")
+        parts.append(_beside(shipped, rtn, f"plain rounding ({rtn.label}, {rtn.kl.value:.4f})"))
     if best is not None and best.label != shipped.label:
-        parts.append(f"{_less(shipped, best)} than the best uniform of no more bytes ({best.label})")
+        parts.append(_beside(shipped, best, f"the best uniform of no more bytes ({best.label})"))
     ending = "." if proven else "; NOT proven: a uniform baseline of no more bytes is closer to the original."
     return ", ".join(parts) + ending
 
 
-def _less(shipped: EvalResult, rival: EvalResult) -> str:
+def _beside(shipped: EvalResult, rival: EvalResult, what: str) -> str:
     change = 1 - shipped.kl.value / rival.kl.value
-    return f"{abs(change):.0%} {'less' if change >= 0 else 'more'}"
+    if abs(change) < 0.005:
+        return f"no nearer than {what}"
+    return f"{abs(change):.0%} {'less' if change > 0 else 'more'} than {what}"

@@ -32,7 +32,7 @@
       layout.font.size = 12;
       layout.margin = { ...layout.margin, l: 2, r: 4 };
       if (!layout.xaxis.tickvals && layout.xaxis.type !== "category") layout.xaxis = { ...layout.xaxis, nticks: 5, tickangle: 0 };
-      layout.legend = { ...layout.legend, entrywidth: 0.47, entrywidthmode: "fraction" };
+      layout.legend = { ...layout.legend, entrywidth: 0.47, entrywidthmode: "fraction", font: { size: 11 } };
     }
     const plot = box.querySelector(".plot");
     plot.style.minHeight = `${layout.height}px`;
