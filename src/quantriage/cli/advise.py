@@ -34,7 +34,7 @@ def run(options: AdviseOptions, progress: Progress) -> Outcome:
     return Outcome(record=found, lines=(printable(found.sentence), _table(found), *map(printable, said)))
 
 
-def _known(one: Strategy) -> tuple[str, str]:
+def _known(one: Strategy) -> tuple[str, ...]:
     return tuple(
         f"{what} {f.basis}: {f.text}" for what, f in (("quality", one.quality), ("speed", one.speed))
     )

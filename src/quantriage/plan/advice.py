@@ -241,7 +241,7 @@ def _commands(
     chosen = rule.commands[-1:] if made else rule.commands
     if subject.name.endswith(".gguf") and not made:
         # It is what the first command would make of a folder.
-        chosen = [command for command in chosen if not command.startswith(_TO_GGUF)]
+        chosen = tuple(command for command in chosen if not command.startswith(_TO_GGUF))
         values["model-f16.gguf"] = subject.name
         if rule.id == _UNQUANTIZED_GGUF:
             values["{out}"] = subject.name
