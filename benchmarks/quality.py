@@ -16,7 +16,7 @@ from quantriage.workflows.options import EvaluateOptions, QuantizeOptions, Recov
 from quantriage.workflows.quantize import quantize
 from quantriage.workflows.recover import recover
 
-METHODS = ("rtn", "gptq-plain", "gptq-unweighted", "gptq")
+METHODS = ("rtn", "gptq-plain", "gptq-unweighted", "gptq-one-sided", "gptq")
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:

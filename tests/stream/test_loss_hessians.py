@@ -22,7 +22,7 @@ def streamed(stream: Stream, weighted: bool) -> dict[tuple[int, InputKey], Hessi
 
     def on_block(index: int, _: nn.Module, gradients: BlockGradients) -> None:
         sites = tuple(site for site in stream.sites if site.block == index)
-        for key, total in loss_hessians(gradients, sites, weighted).items():
+        for key, total in loss_hessians(gradients, sites, weighted).inputs.items():
             found[index, key] = total
 
     stream.forward(keep=True)
@@ -53,6 +53,40 @@ def test_hessians_are_the_plain_sums(
         assert found[key].tokens == TOKENS.tokens.numel()
         # Entries are around 1; float32 gradients enter squared.
         torch.testing.assert_close(found[key].value().double(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("run", [4, 1024])
+def test_outputs_are_the_plain_second_moments(
+    saved_models: dict[str, Saved], run: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantriage.stream.hessian.RUN", run)
+    saved = saved_models["llama"]
+    model, model_map = saved.open()
+    stream = stream_of(model, model_map, TOKENS, tmp_path)
+    found: dict[str, tuple[Tensor, ...]] = {}
+
+    def on_block(index: int, _: nn.Module, gradients: BlockGradients) -> None:
+        sums = loss_hessians(gradients, model_map.in_block(index), outputs=True)
+        found.update({name: total.values() for name, total in sums.outputs.items()})
+
+    stream.forward(keep=True)
+    stream.head_gradients(torch.Generator().manual_seed(5))
+    stream.backward(on_block)
+    drawn = probes(saved.whole, TOKENS.tokens, torch.Generator().manual_seed(5))
+    seen = whole_model_gradients(saved.whole, [s.name for s in model_map.sites], TOKENS.tokens, drawn)
+    for site in model_map.sites:
+        rows = seen[site.name].gradients.double().flatten(0, 1)
+        whole = rows.T @ rows
+        runs = found[site.name]
+        assert [len(moment) for moment in runs] == [run] * (site.shape[0] // run) or len(runs) == 1
+        most = max(whole[a : a + len(m), a : a + len(m)].diagonal().mean() for a, m in offsets(runs))
+        for start, moment in offsets(runs):
+            part = slice(start, start + len(moment))
+            torch.testing.assert_close(moment.double(), whole[part, part] / most, atol=1e-3, rtol=1e-3)
+
+
+def offsets(runs: tuple[Tensor, ...]) -> list[tuple[int, Tensor]]:
+    return [(sum(len(m) for m in runs[:place]), moment) for place, moment in enumerate(runs)]
 
 
 def naive(inputs: Tensor, squares: Tensor | None) -> Tensor:

@@ -17,8 +17,8 @@ from quantriage.diagnose.unit_errors import site_weight, stored_of
 from quantriage.methods.protocol import SiteStatistics
 from quantriage.model.site import Site, read_site
 from quantriage.stream.block_hessians import block_hessians, sites_by_block
-from quantriage.stream.hessian import HessianSum
-from quantriage.stream.site_products import InputKey, input_key
+from quantriage.stream.loss_hessians import BlockSums
+from quantriage.stream.site_products import input_key
 from quantriage.stream.stream import Stream
 
 PASSES = 4.5
@@ -65,8 +65,8 @@ def _fit(stream: Stream, schemes: Mapping[str, OwnScheme], seed: int) -> dict[st
     found: dict[str, Tensor] = {}
     of_block = sites_by_block(stream.sites, schemes)
 
-    def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:
-        statistics = {key: SiteStatistics(total.value(), total.tokens) for key, total in sums.items()}
+    def on_block(index: int, block: nn.Module, sums: BlockSums) -> None:
+        statistics = {key: SiteStatistics(total.value(), total.tokens) for key, total in sums.inputs.items()}
         for site in of_block[index]:
             weight = read_site(block, site).float().contiguous()
             found[site.name] = schemes[site.name].best(weight, statistics[input_key(site)])

@@ -8,6 +8,7 @@ scale is shared through the block's integers and stays as searched.
 
 llama.cpp rounds each block by itself, with columns weighed by their mean square (its imatrix). Row by row the
 best of feedback, weighed search and plain search is kept, so no row is worse than rounding block by block.
+Where the loss's gradients at the outputs are known, rows go panel by panel (row_coupling.py).
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,10 @@ from quantriage.methods.error_feedback import feed_back_errors
 from quantriage.methods.hessian_factor import HessianFactor, factorize
 from quantriage.methods.inspection import inspect_inputs
 from quantriage.methods.lanes import LaneGrid
-from quantriage.methods.objective import quadratic, relative_objective
+from quantriage.methods.objective import loss_error, quadratic, relative_objective, share
 from quantriage.methods.protocol import MethodFinding, SiteStatistics
 from quantriage.methods.refinement import refine
+from quantriage.methods.row_coupling import PANELS, RowCoupling
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.schemes import ScaleDtype, Scheme
 
@@ -85,32 +87,48 @@ def round_blocks(
         return tuple(() for _ in weights)
     hessian = statistics.hessian
     factor = factorize(hessian, hessian.diagonal().argsort(stable=True), _DAMPING)
-    stacked = torch.cat(list(weights))
-    counts = [len(weight) for weight in weights]
-    totals = torch.split(quadratic(stacked, hessian), counts)
+    couplings = [RowCoupling(moments, PANELS) for moments in statistics.outputs]
+    moments = [statistics.outputs_of(i) for i in range(len(weights))]
+    totals = [loss_error(w, hessian, own) for w, own in zip(weights, moments, strict=True)]
     found: list[list[BlockResult]] = [[] for _ in weights]
     for scheme in schemes:
-        rounded, errors, plain_errors = _best_rows(stacked, scheme, factor, hessian)
-        pieces = zip(
-            found, torch.split(rounded.raw, counts), torch.split(errors, counts), totals, strict=True
-        )
-        for (own, raw, error, total), plain in zip(pieces, torch.split(plain_errors, counts), strict=True):
-            own.append(
-                BlockResult(
-                    BlockTensor(scheme, raw.clone()),
-                    factor.damping,
-                    relative_objective(error, total),
-                    relative_objective(plain, total),
-                    _findings(factor),
-                )
+        rounded = _in_panels(weights, scheme, factor, hessian, couplings)
+        for i, (weight, best) in enumerate(zip(weights, rounded, strict=True)):
+            ours, plain = (
+                share(loss_error(one.dequantize().sub_(weight), hessian, moments[i]), totals[i])
+                for one in (best, nearest_blocks(weight, scheme))
             )
+            found[i].append(BlockResult(best, factor.damping, ours, plain, _findings(factor)))
     return tuple(tuple(own) for own in found)
 
 
-def _best_rows(
-    weight: Tensor, scheme: Scheme, factor: HessianFactor, hessian: Tensor
-) -> tuple[BlockTensor, Tensor, Tensor]:
-    """The best of three ways for each row, its error, and the plain search's error, [out] each."""
+def _in_panels(
+    weights: Sequence[Tensor],
+    scheme: Scheme,
+    factor: HessianFactor,
+    hessian: Tensor,
+    couplings: Sequence[RowCoupling],
+) -> list[BlockTensor]:
+    """Every weight rounded, all rows side by side, or panel by panel where rows are coupled."""
+    counts = [len(weight) for weight in weights]
+    if not couplings:
+        raw = _best_rows(torch.cat(list(weights)), scheme, factor, hessian).raw
+        return [BlockTensor(scheme, part.clone()) for part in torch.split(raw, counts)]
+    errors = [torch.zeros_like(weight) for weight in weights]
+    made: dict[int, Tensor] = {}
+    for panel in range(max(len(coupling.panels) for coupling in couplings)):
+        sites = [i for i, coupling in enumerate(couplings) if panel < len(coupling.panels)]
+        targets = [couplings[i].target(panel, weights[i], errors[i]) for i in sites]
+        raw = _best_rows(torch.cat(targets), scheme, factor, hessian).raw
+        for i, part in zip(sites, torch.split(raw, [len(t) for t in targets]), strict=True):
+            rows = couplings[i].panels[panel]
+            made.setdefault(i, raw.new_empty(counts[i], raw.shape[1]))[rows] = part
+            errors[i][rows] = BlockTensor(scheme, part.contiguous()).dequantize() - weights[i][rows]
+    return [BlockTensor(scheme, made[i]) for i in range(len(weights))]
+
+
+def _best_rows(weight: Tensor, scheme: Scheme, factor: HessianFactor, hessian: Tensor) -> BlockTensor:
+    """The best of three ways for each row of weight [out, in]."""
     plain = nearest_blocks(weight, scheme)
     plain_errors = _errors(weight, plain, hessian)
     fields = search_fields(str(scheme), weight, factor.pivots)
@@ -121,7 +139,7 @@ def _best_rows(
         take = of_other < errors
         best = BlockTensor(scheme, torch.where(take.unsqueeze(1), other.raw, best.raw))
         errors = torch.where(take, of_other, errors)
-    return best, errors, plain_errors
+    return best
 
 
 def fed_back(

@@ -6,15 +6,17 @@ g_idx. The search weighs a column by its pivot, what its error costs *after* the
 for what they can. Against the Hessian's diagonal, the usual weight, that takes 9% off the output error on
 held-out text at 4 bits in groups of 64, at no cost; two sweeps of `refinement` take off another 5%.
 
-Rows are independent, so all rows of all sites of one input, under all schemes, run side by side. Scales
+All rows of all sites of one input, under all schemes, run side by side; where the loss's gradients at the
+outputs are known, panel of rows by panel, each making up for those before it (row_coupling.py). Scales
 re-computed from the compensated weight, as in the original, were rejected as default: they forbid act-order
 without a g_idx and lose to the search; `GptqOptions.plain()` keeps them as the baseline.
 
 Peak memory: two copies of the Hessian, the input and its factor; four float32 copies of the stacked weights,
-a byte per code and scheme, and about eight blocks of 16 MB.
+a byte per code and scheme, and about eight blocks of 16 MB; with panels, also the weights once for each
+scheme, at most 256 MB or one scheme's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -26,15 +28,18 @@ from quantriage.methods.compensated_groups import round_with_group_scales
 from quantriage.methods.hessian_factor import HessianFactor, factorize
 from quantriage.methods.inspection import inspect_inputs
 from quantriage.methods.nearest_rows import keep_nearest_rows, measured
-from quantriage.methods.objective import quadratic, relative_objective
+from quantriage.methods.objective import loss_error, share
 from quantriage.methods.protocol import MethodFinding, MethodResult, SiteStatistics
+from quantriage.methods.row_coupling import RowCoupling, RowPieces
 from quantriage.methods.static_groups import Refinement, round_with_fixed_scales
 from quantriage.numerics.choose_qparams import Search, choose_qparams
 from quantriage.numerics.min_max import MinMax, min_max_qparams
 from quantriage.numerics.mse import Mse
 from quantriage.numerics.quantized import QuantizedTensor
-from quantriage.numerics.schemes import PerGroup, Scheme
+from quantriage.numerics.schemes import PerGroup, PerTensor, Scheme
 from quantriage.numerics.weighted_mse import WeightedMse
+
+_ERRORS = 1 << 26  # values of errors kept for schemes that run side by side: 256 MB
 
 Scales = Literal["pivots", "diagonal", "mse", "min-max", "compensated"]
 
@@ -49,6 +54,8 @@ class GptqOptions:
     damping: added to the Hessian's diagonal, as a part of its mean; raised tenfold until it factors.
     refine_sweeps: passes over codes and scales afterwards; 0 leaves what the feedback gave.
     keep_nearest: rows that plain rounding serves better keep it.
+    panels: parts in which rows are visited where the gradients at the outputs are known (row_coupling.py); 1
+    rounds every row by itself.
     """
 
     act_order: bool = True
@@ -56,12 +63,15 @@ class GptqOptions:
     scales: Scales = "pivots"
     refine_sweeps: int = 2
     keep_nearest: bool = True
+    panels: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.damping < float("inf"):
             raise UsageError(f"damping {self.damping}: expected a positive number, usually 0.01")
         if self.refine_sweeps < 0:
             raise UsageError(f"refine_sweeps {self.refine_sweeps}: expected 0 or more")
+        if self.panels < 1:
+            raise UsageError(f"{self.panels} panels of rows: expected 1 or more")
         if self.scales == "compensated" and (self.act_order or self.refine_sweeps):
             raise UsageError(
                 "compensated scales need the natural order and no sweeps: use GptqOptions.plain()"
@@ -93,40 +103,132 @@ class Gptq:
         if not weights or not schemes:
             return tuple(() for _ in weights)
         hessian = statistics.hessian
-        rounded, damping, findings = self._round(weights, hessian, schemes)
-        results = []
-        for site, weight in enumerate(weights):
-            total = quadratic(weight, hessian)
-            of_weight = []
-            for of_scheme in rounded:
-                candidate = measured(weight, of_scheme[site], hessian)
-                own = findings
-                if self.options.keep_nearest:
-                    candidate, fallback = keep_nearest_rows(weight, hessian, candidate)
-                    own = findings + fallback
-                objective = relative_objective(candidate.error, total)
-                of_weight.append(MethodResult(candidate.quantized, damping, objective, own))
-            results.append(tuple(of_weight))
-        return tuple(results)
+        # Visits start at the last position.
+        columns = hessian.shape[0]
+        by_size = hessian.diagonal().argsort(stable=True)
+        order = by_size if self.options.act_order else torch.arange(columns).flip(0)
+        factor = factorize(hessian, order, self.options.damping)
+        totals = [loss_error(w, hessian, statistics.outputs_of(i)) for i, w in enumerate(weights)]
+        results: dict[int, list[MethodResult]] = {}
+        for chosen, couplings in self._passes(weights, statistics, schemes):
+            own = [schemes[index] for index in chosen]
+            rounded, fallen = self._in_panels(weights, hessian, factor, own, couplings)
+            for index, of_scheme, of_fallen in zip(chosen, rounded, fallen, strict=True):
+                results[index] = [
+                    _result(weights[i], statistics, i, factor, quantized, totals[i], rows)
+                    for i, (quantized, rows) in enumerate(zip(of_scheme, of_fallen, strict=True))
+                ]
+        return tuple(
+            tuple(results[index][number] for index in range(len(schemes))) for number in range(len(weights))
+        )
+
+    def _passes(
+        self, weights: Sequence[Tensor], statistics: SiteStatistics, schemes: Sequence[Scheme]
+    ) -> Iterator[tuple[list[int], list[RowCoupling]]]:
+        """Schemes, by place, that run side by side, and the coupling of each weight's rows; [] for none.
+
+        One scale for all rows cannot be chosen panel by panel. Coupled schemes each keep their own errors.
+        """
+        alone = [i for i, scheme in enumerate(schemes) if isinstance(scheme.granularity, PerTensor)]
+        coupled = [i for i in range(len(schemes)) if i not in alone]
+        if self.options.panels == 1 or not statistics.outputs:
+            alone, coupled = list(range(len(schemes))), []
+        if alone:
+            yield alone, []
+        if coupled:
+            couplings = [RowCoupling(moments, self.options.panels) for moments in statistics.outputs]
+            at_once = max(1, _ERRORS // sum(weight.numel() for weight in weights))
+            for start in range(0, len(coupled), at_once):
+                yield coupled[start : start + at_once], couplings
+
+    def _in_panels(
+        self,
+        weights: Sequence[Tensor],
+        hessian: Tensor,
+        factor: HessianFactor,
+        schemes: Sequence[Scheme],
+        couplings: Sequence[RowCoupling],
+    ) -> tuple[list[list[QuantizedTensor]], list[list[int]]]:
+        """By scheme and site: the quantized weight, and how many rows keep nearest rounding."""
+        if not couplings:
+            return self._best([weights] * len(schemes), hessian, factor, schemes)
+        errors = [[torch.zeros_like(weight) for weight in weights] for _ in schemes]
+        made = [[RowPieces(len(weight)) for weight in weights] for _ in schemes]
+        fallen = [[0] * len(weights) for _ in schemes]
+        for panel in range(max(len(coupling.panels) for coupling in couplings)):
+            sites = [i for i, coupling in enumerate(couplings) if panel < len(coupling.panels)]
+            targets = [[couplings[i].target(panel, weights[i], own[i]) for i in sites] for own in errors]
+            rounded, counts = self._best(targets, hessian, factor, schemes)
+            for index, (of_scheme, of_counts) in enumerate(zip(rounded, counts, strict=True)):
+                for i, quantized, count in zip(sites, of_scheme, of_counts, strict=True):
+                    rows = couplings[i].panels[panel]
+                    made[index][i].put(rows, quantized)
+                    errors[index][i][rows] = quantized.dequantize() - weights[i][rows]
+                    fallen[index][i] += count
+        return [[pieces.joined() for pieces in of_scheme] for of_scheme in made], fallen
+
+    def _best(
+        self,
+        targets: Sequence[Sequence[Tensor]],
+        hessian: Tensor,
+        factor: HessianFactor,
+        schemes: Sequence[Scheme],
+    ) -> tuple[list[list[QuantizedTensor]], list[list[int]]]:
+        """Rows towards targets[scheme][site], independent of each other."""
+        rounded = self._round(targets, hessian, factor, schemes)
+        if not self.options.keep_nearest:
+            return rounded, [[0] * len(of_scheme) for of_scheme in rounded]
+        kept, fallen = [], []
+        for of_targets, of_scheme in zip(targets, rounded, strict=True):
+            best = [
+                keep_nearest_rows(target, hessian, measured(target, quantized, hessian))
+                for target, quantized in zip(of_targets, of_scheme, strict=True)
+            ]
+            kept.append([candidate.quantized for candidate, _ in best])
+            fallen.append([rows for _, rows in best])
+        return kept, fallen
 
     def _round(
-        self, weights: Sequence[Tensor], hessian: Tensor, schemes: Sequence[Scheme]
-    ) -> tuple[list[list[QuantizedTensor]], float, tuple[MethodFinding, ...]]:
-        """Quantized weights by scheme and site, the damping used, findings about the Hessian."""
-        importance = hessian.diagonal()
-        columns = importance.shape[0]
-        # Visits start at the last position.
-        order = importance.argsort(stable=True) if self.options.act_order else torch.arange(columns).flip(0)
-        factor = factorize(hessian, order, self.options.damping)
-        findings = _findings(hessian, factor)
+        self,
+        targets: Sequence[Sequence[Tensor]],
+        hessian: Tensor,
+        factor: HessianFactor,
+        schemes: Sequence[Scheme],
+    ) -> list[list[QuantizedTensor]]:
         refinement = Refinement(hessian, factor.damping_added, self.options.refine_sweeps)
-        if self.options.scales == "compensated":
-            rounded = [_compensated(weights, factor, scheme, refinement) for scheme in schemes]
-        else:
-            search = _search(self.options.scales, factor, importance)
-            qparams = [[choose_qparams(weight, scheme, search) for weight in weights] for scheme in schemes]
-            rounded = round_with_fixed_scales(weights, factor, schemes, qparams, refinement)
-        return rounded, factor.damping, findings
+        scales = self.options.scales
+        if scales == "compensated":
+            return [
+                _compensated(own, factor, scheme, refinement)
+                for own, scheme in zip(targets, schemes, strict=True)
+            ]
+        search = _search(scales, factor, hessian.diagonal())
+        qparams = [
+            [choose_qparams(target, scheme, search) for target in own]
+            for own, scheme in zip(targets, schemes, strict=True)
+        ]
+        return round_with_fixed_scales(targets, factor, schemes, qparams, refinement)
+
+
+def _result(
+    weight: Tensor,
+    statistics: SiteStatistics,
+    number: int,
+    factor: HessianFactor,
+    quantized: QuantizedTensor,
+    total: float,
+    fallen: int,
+) -> MethodResult:
+    errors = quantized.dequantize().sub_(weight)
+    objective = share(loss_error(errors, statistics.hessian, statistics.outputs_of(number)), total)
+    findings = _findings(statistics.hessian, factor)
+    if fallen:
+        text = (
+            f"{fallen} of {len(weight)} rows of {quantized.scheme} keep nearest rounding: error feedback "
+            "made them worse"
+        )
+        findings += (MethodFinding("info", "rows-fell-back", text),)
+    return MethodResult(quantized, factor.damping, objective, findings)
 
 
 def _search(
@@ -150,7 +252,7 @@ def _compensated(
     """Codes with scales found at each group's start; without groups that is the original weight's range."""
     if not isinstance(scheme.granularity, PerGroup):
         qparams = [min_max_qparams(weight, scheme) for weight in weights]
-        return round_with_fixed_scales(weights, factor, [scheme], [qparams], refinement)[0]
+        return round_with_fixed_scales([weights], factor, [scheme], [qparams], refinement)[0]
     return [round_with_group_scales(weight, factor, scheme) for weight in weights]
 
 

@@ -32,6 +32,10 @@ def inspect_inputs(weights: Sequence[Tensor], statistics: SiteStatistics, scheme
                 f"weight holds {float(weight[row, column])} at row {row}, column {column} "
                 f"({int(bad.sum())} of {weight.shape[0]} rows are not finite): repair or re-download it"
             )
+    if statistics.outputs:
+        rows = [sum(len(moment) for moment in of_weight) for of_weight in statistics.outputs]
+        if rows != [len(weight) for weight in weights]:
+            raise DataError(f"gradients at {rows} outputs: expected {[len(weight) for weight in weights]}")
     for scheme in schemes:
         scheme.group_width(columns)
 

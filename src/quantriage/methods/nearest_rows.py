@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from quantriage.methods.objective import quadratic
-from quantriage.methods.protocol import MethodFinding
 from quantriage.numerics.min_max import min_max_qparams
 from quantriage.numerics.qparams import QParams
 from quantriage.numerics.quantized import QuantizedTensor
@@ -32,10 +31,11 @@ def measured(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor) -> Can
     return Candidate(quantized, quadratic(quantized.dequantize().sub_(weight), hessian))
 
 
-def keep_nearest_rows(
-    weight: Tensor, hessian: Tensor, candidate: Candidate
-) -> tuple[Candidate, tuple[MethodFinding, ...]]:
-    """The better of candidate and nearest rounding, with its own scales and with min-max scales."""
+def keep_nearest_rows(weight: Tensor, hessian: Tensor, candidate: Candidate) -> tuple[Candidate, int]:
+    """The better of candidate and nearest rounding, with its own scales and with min-max scales.
+
+    Also how many rows took the nearest.
+    """
     scheme = candidate.quantized.scheme
     own = QParams(candidate.quantized.scale, candidate.quantized.zero_point)
     taken = torch.zeros(weight.shape[0], dtype=torch.bool)
@@ -48,13 +48,7 @@ def keep_nearest_rows(
         if bool(better.any()):
             candidate = _mixed(better, nearest, candidate)
             taken = taken | better
-    rows = int(taken.sum())
-    if rows == 0:
-        return candidate, ()
-    text = (
-        f"{rows} of {weight.shape[0]} rows of {scheme} keep nearest rounding: error feedback made them worse"
-    )
-    return candidate, (MethodFinding("info", "rows-fell-back", text),)
+    return candidate, int(taken.sum())
 
 
 def _mixed(rows: Tensor, chosen: Candidate, other: Candidate) -> Candidate:

@@ -20,11 +20,18 @@ from quantriage.numerics.schemes import Scheme
 class SiteStatistics:
     """What is known of a site's input. hessian: sum over tokens of weight_t * x_t x_t^T, float32 [in, in].
 
-    Its scale is arbitrary; `tokens` says how many were seen.
+    Its scale is arbitrary; `tokens` says how many were seen. outputs: for each weight of the call, the second
+    moment of the loss's gradients at its outputs, [n, n] for consecutive runs of its rows; empty: not known,
+    and all rows count alike.
     """
 
     hessian: Tensor
     tokens: int
+    outputs: tuple[tuple[Tensor, ...], ...] = ()
+
+    def outputs_of(self, weight: int) -> tuple[Tensor, ...]:
+        """Those of one weight of the call; empty if not known."""
+        return self.outputs[weight] if self.outputs else ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class MethodFinding:
 class MethodResult:
     """One weight in one scheme. damping: what was added to the Hessian's diagonal, as a part of its mean.
 
-    objective: tr(dW H dW^T) / tr(W H W^T), undamped, dW = W - quantized; 0 where the denominator is 0.
+    objective: tr(dW H dW^T) / tr(W H W^T), undamped, dW = W - quantized; 0 where the denominator is 0. Where
+    the gradients at the outputs are known, both are tr(M dW H dW^T).
     """
 
     quantized: QuantizedTensor

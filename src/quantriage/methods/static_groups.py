@@ -30,37 +30,35 @@ class Refinement:
 
 
 def round_with_fixed_scales(
-    weights: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
     factor: HessianFactor,
     schemes: Sequence[Scheme],
     qparams: Sequence[Sequence[QParams]],
     refinement: Refinement,
 ) -> list[list[QuantizedTensor]]:
-    """Quantized weights by scheme and site, for weights [out_k, in] and qparams[scheme][site].
+    """Quantized weights by scheme and site, for weights[scheme][site] [out_k, in] and qparams[scheme][site].
 
-    Memory: the stacked weights twice, a byte per code and scheme, about eight blocks of `_BLOCK` floats.
+    Memory: the stacked weights, a byte per code and scheme, about eight blocks of `_BLOCK` floats.
     """
-    columns, counts = weights[0].shape[1], [weight.shape[0] for weight in weights]
-    stacked = torch.cat([weight.T for weight in weights], 1)  # [in, rows]
+    columns, counts = weights[0][0].shape[1], [weight.shape[0] for weight in weights[0]]
+    stacked = [torch.cat([weight.T for weight in own], 1) for own in weights]  # [in, rows] each
     grid = lane_grid(columns, schemes, qparams, counts)
-    codes = torch.empty(len(schemes), stacked.shape[1], columns, dtype=torch.uint8)
-    scales = [
-        stacked.new_empty(stacked.shape[1], columns // scheme.group_width(columns)) for scheme in schemes
-    ]
+    count = sum(counts)
+    codes = torch.empty(len(schemes), count, columns, dtype=torch.uint8)
+    scales = [torch.empty(count, columns // scheme.group_width(columns)) for scheme in schemes]
     step = max(64, _BLOCK // (columns * len(schemes)))
-    for start in range(0, stacked.shape[1], step):
-        rows = slice(start, min(stacked.shape[1], start + step))
+    for start in range(0, count, step):
+        rows = slice(start, min(count, start + step))
         part = grid.rows(rows.start, rows.stop, len(schemes))
-        weight = stacked[:, rows].contiguous()
-        centred = feed_back_errors(weight.repeat(1, len(schemes)), factor, part)
+        own_weights = [of_scheme[:, rows].contiguous() for of_scheme in stacked]
+        centred = feed_back_errors(torch.cat(own_weights, 1), factor, part)
         for index, scheme in enumerate(schemes):
             own = part.scheme(index, len(schemes), scheme.group_width(columns))
             mine = centred.view(columns, len(schemes), -1)[:, index].contiguous()
             # One scale that serves all rows cannot move for one of them.
             rescale = None if isinstance(scheme.granularity, PerTensor) else scheme.scale_dtype
-            mine, scale = refine(
-                weight, mine, own, refinement.hessian, refinement.damping, refinement.sweeps, rescale
-            )
+            target, hessian, sweeps = own_weights[index], refinement.hessian, refinement.sweeps
+            mine, scale = refine(target, mine, own, hessian, refinement.damping, sweeps, rescale)
             codes[index, rows], scales[index][rows] = own.unsigned(mine).T, scale.T
     return [
         _by_site(scheme, of_codes, of_scales, of_sites, counts)

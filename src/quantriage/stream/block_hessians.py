@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from quantriage.model.capture import WeightCall
 from quantriage.model.site import Site
-from quantriage.stream.hessian import HessianSum
-from quantriage.stream.loss_hessians import LossHessians, loss_hessians
+from quantriage.stream.hessian import OutputSum
+from quantriage.stream.loss_hessians import BlockSums, LossHessians, loss_hessians
 from quantriage.stream.resident import resident_backward, resident_bytes
-from quantriage.stream.site_products import InputKey, input_key
+from quantriage.stream.site_products import input_key
 from quantriage.stream.stream import BlockGradients, Stream
 
-OnHessians = Callable[[int, nn.Module, dict[InputKey, HessianSum]], None]
+OnHessians = Callable[[int, nn.Module, BlockSums], None]
 """Takes a block's index, the block with its weights, and the sums of its inputs, which it may use up."""
 
 
@@ -39,17 +39,18 @@ def block_hessians(
     on_block: OnHessians,
     stages: tuple[str, str] = ("calibrate", "quantize"),
     weighted: bool = True,
+    outputs: bool = False,
 ) -> None:
     """Call `on_block` for every block in `wanted`, last block first; the stream's states are used up.
 
-    stages: what progress calls the gathering and the visits. Peak memory: the state budget, and one block
-    with its Hessians and what `on_block` needs.
+    stages: what progress calls the gathering and the visits. outputs: also sum the gradients at outputs.
+    Peak memory: the state budget, and one block with its Hessians and what `on_block` needs.
     """
     generator = torch.Generator().manual_seed(seed)
     gathering, visiting = stages
     stream.embed()
-    if resident_bytes(stream) + _hessian_bytes(wanted) <= stream.states.budget_bytes:
-        sums = _at_once(stream, wanted, generator, weighted, gathering)
+    if resident_bytes(stream) + _hessian_bytes(wanted, outputs) <= stream.states.budget_bytes:
+        sums = _at_once(stream, wanted, generator, weighted, outputs, gathering)
         for done, index in enumerate(sorted(wanted, reverse=True), start=1):
             on_block(index, stream.load(index), sums.pop(index).finish())
             stream.progress(visiting, done, len(wanted))
@@ -59,7 +60,7 @@ def block_hessians(
 
         def visit(index: int, block: nn.Module, gradients: BlockGradients) -> None:
             if index in wanted:
-                on_block(index, block, loss_hessians(gradients, wanted[index], weighted))
+                on_block(index, block, loss_hessians(gradients, wanted[index], weighted, outputs))
             else:
                 gradients.run(lambda *_: None)
 
@@ -67,9 +68,10 @@ def block_hessians(
     stream.states.clear()
 
 
-def _hessian_bytes(wanted: Mapping[int, tuple[Site, ...]]) -> int:
+def _hessian_bytes(wanted: Mapping[int, tuple[Site, ...]], outputs: bool) -> int:
     widths = {(block, input_key(s)): s.shape[1] for block, members in wanted.items() for s in members}
-    return sum(4 * width * width for width in widths.values())
+    rows = [site.shape[0] for members in wanted.values() for site in members if outputs]
+    return sum(4 * width * width for width in widths.values()) + sum(map(OutputSum.bytes_of, rows))
 
 
 def _at_once(
@@ -77,9 +79,10 @@ def _at_once(
     wanted: Mapping[int, tuple[Site, ...]],
     generator: torch.Generator,
     weighted: bool,
+    outputs: bool,
     stage: str,
 ) -> dict[int, LossHessians]:
-    sums = {b: LossHessians(members, stream.compute.device, weighted) for b, members in wanted.items()}
+    sums = {b: LossHessians(m, stream.compute.device, weighted, outputs) for b, m in wanted.items()}
 
     def on_block(block: int, start: int, products: list[tuple[WeightCall, Tensor]]) -> None:
         if block in sums:

@@ -5,9 +5,12 @@ the loss at the layer's output it approximates the Hessian of the *loss* (Guided
 tokens whose output the loss does not read stop competing with those it does.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
+RUN = 1024  # rows of a site's outputs in one second moment
 _BLOCK = 512  # columns; blocks above the diagonal are not computed
 
 
@@ -34,6 +37,10 @@ class HessianSum:
                 columns = slice(start, start + _BLOCK)
                 self._sum[start:, columns] += rows[:, start:].T @ rows[:, columns]
 
+    def mean(self) -> float:
+        """Mean of the diagonal of the sum."""
+        return float(self._sum.diagonal().mean())
+
     def merge(self, other: "HessianSum") -> None:
         """Add another sum over other tokens."""
         self._sum += other._sum
@@ -54,3 +61,36 @@ class HessianSum:
         if mean > 0:
             total /= mean
         return total
+
+
+class OutputSum:
+    """Second moment of the loss's gradients at a site's outputs, for consecutive runs of its rows.
+
+    What couples the roundings of two rows (methods/row_coupling.py). Runs of `RUN` rows at most bound memory
+    and work where a layer is wide; rows of different runs count as not coupled.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        count = -(-rows // RUN)
+        bounds = [rows * place // count for place in range(count + 1)]
+        self._runs = [slice(start, stop) for start, stop in pairwise(bounds)]
+        self._sums = [HessianSum(run.stop - run.start, device) for run in self._runs]
+
+    def update(self, gradients: Tensor) -> None:
+        """Add gradients [n, out]."""
+        for run, total in zip(self._runs, self._sums, strict=True):
+            total.update(gradients[:, run])
+
+    def values(self) -> tuple[Tensor, ...]:
+        """[n, n] for each run, all in one unit. Works in place, as `HessianSum.value` does."""
+        scales = [total.mean() for total in self._sums]
+        most = max(scales)
+        return tuple(
+            total.value().mul_(scale / most if most > 0 else 1.0)
+            for total, scale in zip(self._sums, scales, strict=True)
+        )
+
+    @staticmethod
+    def bytes_of(rows: int) -> int:
+        """Memory of a sum for that many rows, at most."""
+        return 4 * rows * min(rows, RUN)

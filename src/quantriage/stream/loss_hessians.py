@@ -8,12 +8,15 @@ factorization and one column order. One Hessian for each site instead lowered th
 serialised the blocks (figures in docs/lab-log.md).
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from quantriage.model.capture import WeightCall
 from quantriage.model.site import Site
-from quantriage.stream.hessian import HessianSum
+from quantriage.stream.hessian import HessianSum, OutputSum
 from quantriage.stream.site_products import InputKey, SiteProducts, input_key, output_rows
 from quantriage.stream.stream import BlockGradients
 
@@ -29,15 +32,40 @@ def token_weights(squares: Tensor) -> Tensor:
     return squares / mean + FLOOR
 
 
-class LossHessians:
-    """Sums for every input of a block. Memory: one [in, in] for each distinct input."""
+@dataclass(frozen=True)
+class BlockSums:
+    """Of one block: the Hessian of every input, and of every site, by name, the gradients at its outputs.
 
-    def __init__(self, sites: tuple[Site, ...], device: torch.device, weighted: bool = True) -> None:
+    outputs: empty where they were not asked for.
+    """
+
+    inputs: dict[InputKey, HessianSum]
+    outputs: dict[str, OutputSum]
+
+    @staticmethod
+    def zeros(sites: Iterable[Site], device: torch.device, outputs: bool) -> "BlockSums":
+        """Of nothing yet."""
+        sites = tuple(sites)
+        return BlockSums(
+            {input_key(site): HessianSum(site.shape[1], device) for site in sites},
+            {site.name: OutputSum(site.shape[0], device) for site in sites if outputs},
+        )
+
+
+class LossHessians:
+    """Sums for every input of a block. Memory: one [in, in] for each distinct input.
+
+    outputs: also the second moment of the gradients at every site's outputs, 4 kB at most for each row.
+    """
+
+    def __init__(
+        self, sites: tuple[Site, ...], device: torch.device, weighted: bool = True, outputs: bool = False
+    ) -> None:
         self._products = SiteProducts(sites)
         self._weighted = weighted
         self._pending: dict[InputKey, tuple[Tensor, Tensor]] = {}  # inputs [n, in], squared gradients [n]
         self._batch = -1
-        self._sums = {input_key(site): HessianSum(site.shape[1], device) for site in sites}
+        self._sums = BlockSums.zeros(sites, device, outputs)
 
     @torch.no_grad()
     def on_gradient(self, start: int, call: WeightCall, gradient: Tensor) -> None:
@@ -47,7 +75,10 @@ class LossHessians:
             self._batch = start
         for site in self._products.of(call):
             key = input_key(site)
-            own = torch.linalg.vector_norm(output_rows(site, gradient), dim=1, dtype=torch.float32).square_()
+            rows = output_rows(site, gradient)
+            if self._sums.outputs:
+                self._sums.outputs[site.name].update(rows)
+            own = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square_()
             if key in self._pending:
                 inputs, squares = self._pending[key]
                 self._pending[key] = (inputs, squares + own)
@@ -59,22 +90,22 @@ class LossHessians:
     def flush(self) -> None:
         """Add what the current batch has brought; otherwise the next batch's first product does."""
         for key, (inputs, squares) in self._pending.items():
-            self._sums[key].update(inputs, token_weights(squares) if self._weighted else None)
+            self._sums.inputs[key].update(inputs, token_weights(squares) if self._weighted else None)
         self._pending.clear()
 
-    def finish(self) -> dict[InputKey, HessianSum]:
+    def finish(self) -> BlockSums:
         """The sums over all batches; an expert that no token reached has zeros."""
         self.flush()
         return self._sums
 
 
 def loss_hessians(
-    gradients: BlockGradients, sites: tuple[Site, ...], weighted: bool = True
-) -> dict[InputKey, HessianSum]:
+    gradients: BlockGradients, sites: tuple[Site, ...], weighted: bool = True, outputs: bool = False
+) -> BlockSums:
     """Sums for every input of the block, over all batches.
 
     Also carries the gradient to the boundary before the block, as every backward visit does.
     """
-    sums = LossHessians(sites, gradients.stream.compute.device, weighted)
+    sums = LossHessians(sites, gradients.stream.compute.device, weighted, outputs)
     gradients.run(sums.on_gradient)
     return sums.finish()

@@ -43,7 +43,7 @@ class RoundingOptions(KeepsStates):
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
     run: Path = required("folder for the records and the report; resumes")
     scheme: str = option("w4a-g64", "one scheme for every layer; w3a-g64 shows differences more")
-    method: str = option("gptq", "rounding: gptq, gptq-unweighted, gptq-plain")
+    method: str = option("gptq", "rounding: gptq, gptq-one-sided, gptq-unweighted, gptq-plain")
     sequences: int = option(128, "calibration windows")
     length: int = option(512, "tokens in each window")
     seed: int = option(0, "seed of windows and gradient probes")

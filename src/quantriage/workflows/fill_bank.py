@@ -9,7 +9,7 @@ what is committed: the result is byte for byte the same.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -20,7 +20,7 @@ from quantriage.errors import UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.block_rounding import BlockResult, plain_blocks, round_blocks
 from quantriage.methods.protocol import MethodResult, SiteStatistics
-from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS
+from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS, TWO_SIDED
 from quantriage.model.site import ModelMap, Site, read_site
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.quantized import QuantizedTensor
@@ -31,6 +31,7 @@ from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, QuantizedSite
 from quantriage.stream.block_hessians import block_hessians
 from quantriage.stream.hessian import HessianSum
+from quantriage.stream.loss_hessians import BlockSums
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.stream import Stream
 
@@ -60,9 +61,9 @@ def fill_bank(
     Peak memory: one block, its Hessians, one input's factorization, and the stream's state budget.
     """
 
-    def commit(index: int, block: nn.Module, hessians: dict[InputKey, HessianSum]) -> None:
+    def commit(index: int, block: nn.Module, sums: BlockSums) -> None:
         sites = [s for s in model_map.in_block(index) if s.name in wanted]
-        candidates, records = _quantize_block(block, sites, hessians, wanted)
+        candidates, records = _quantize_block(block, sites, sums, wanted)
         digest = bank.write(index, candidates)
         ledger.commit(_step(index), digest, {"sites": msgspec.to_builtins(records)})
 
@@ -70,14 +71,14 @@ def fill_bank(
     missing = [b for b in range(model_map.blocks) if _step(b) not in ledger.completed()]
     if missing and used <= DATA_FREE:
         for index in missing:
-            commit(index, stream.load(index), {})
+            commit(index, stream.load(index), BlockSums({}, {}))
             stream.progress("quantize", index + 1, model_map.blocks)
     elif missing:
         weighted = used - DATA_FREE <= LOSS_WEIGHTED
         if not weighted and used & LOSS_WEIGHTED:
             raise UsageError(f"methods {sorted(used)} need different Hessians; use one of them in a run")
         sites = {b: tuple(s for s in model_map.in_block(b) if s.name in wanted) for b in missing}
-        block_hessians(stream, sites, seed, commit, weighted=weighted)
+        block_hessians(stream, sites, seed, commit, weighted=weighted, outputs=not used.isdisjoint(TWO_SIDED))
     commits = ledger.completed()
     found = [commits[_step(block)].payload["sites"] for block in range(model_map.blocks)]
     return [record for block in found for record in msgspec.convert(block, list[QuantizedSite])]
@@ -100,23 +101,22 @@ class _Group:
 def _quantize_block(
     block: nn.Module,
     sites: Sequence[Site],
-    hessians: dict[InputKey, HessianSum],
+    sums: BlockSums,
     wanted: Mapping[str, Wanted],
 ) -> tuple[dict[tuple[str, Scheme], Rounded], list[QuantizedSite]]:
     by_input: dict[tuple[InputKey, Wanted], list[Site]] = {}
     for site in sites:
         if wanted[site.name].schemes:
             by_input.setdefault((input_key(site), wanted[site.name]), []).append(site)
-    statistics = {
-        key: _statistics(hessians.pop(key, None), members[0].shape[1])
-        for (key, _), members in by_input.items()
-    }
+    widths = {key: members[0].shape[1] for (key, _), members in by_input.items()}
+    hessians = {key: _statistics(sums.inputs.pop(key, None), width) for key, width in widths.items()}
+    moments = {name: sums.outputs.pop(name).values() for name in list(sums.outputs)}
     groups = [
         _Group(
             tuple(members),
             tuple(read_site(block, site).float().contiguous() for site in members),
             want,
-            statistics[key],
+            _with_outputs(hessians[key], members, want, moments),
         )
         for (key, want), members in by_input.items()
     ]
@@ -166,6 +166,17 @@ def _statistics(total: HessianSum | None, width: int) -> SiteStatistics:
     if total is None:
         return SiteStatistics(torch.eye(width), 0)
     return SiteStatistics(total.value(), total.tokens)
+
+
+def _with_outputs(
+    statistics: SiteStatistics,
+    members: Sequence[Site],
+    wanted: Wanted,
+    moments: Mapping[str, tuple[Tensor, ...]],
+) -> SiteStatistics:
+    if wanted.method not in TWO_SIDED or not moments:
+        return statistics
+    return replace(statistics, outputs=tuple(moments[site.name] for site in members))
 
 
 def _record(

@@ -190,7 +190,9 @@ class QuantizeOptions(KeepsRun, EffortOptions):
     out: Path = required("folder for the checkpoint; must not exist or be empty")
     plan: Path | None = option(None, "plan YAML; or give --scheme")
     scheme: str | None = option(None, "one scheme for every site, such as w4a-g64")
-    method: str = option("gptq", "rounding for --scheme: gptq, gptq-unweighted, gptq-plain, rtn")
+    method: str = option(
+        "gptq", "rounding for --scheme: gptq, gptq-one-sided, gptq-unweighted, gptq-plain, rtn"
+    )
     target: str | None = option(
         None,
         "what must load it: vllm, vllm-cpu, transformers, gptq, awq, llama.cpp (default: the plan's or vllm)",

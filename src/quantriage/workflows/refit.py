@@ -23,8 +23,8 @@ from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.repair_plan import KEEP
 from quantriage.stream.block_hessians import block_hessians, sites_by_block
-from quantriage.stream.hessian import HessianSum
-from quantriage.stream.site_products import InputKey, input_key
+from quantriage.stream.loss_hessians import BlockSums
+from quantriage.stream.site_products import input_key
 from quantriage.workflows.attribute import Ground
 
 
@@ -73,8 +73,8 @@ def refit(
 
     of_block = sites_by_block(stream.sites, jobs)
 
-    def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:  # noqa: ARG001
-        statistics = {key: SiteStatistics(total.value(), total.tokens) for key, total in sums.items()}
+    def on_block(index: int, block: nn.Module, sums: BlockSums) -> None:  # noqa: ARG001
+        statistics = {key: SiteStatistics(total.value(), total.tokens) for key, total in sums.inputs.items()}
         for site in of_block[index]:
             name = ground.pair.stored_name(units[site.name].tensors[0], True)
             rounding = LossRounding(_in_own_scaling(ground, name, statistics[input_key(site)]))

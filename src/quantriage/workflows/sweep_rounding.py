@@ -28,7 +28,7 @@ from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, Record
 from quantriage.stream.block_hessians import block_hessians
-from quantriage.stream.hessian import HessianSum
+from quantriage.stream.loss_hessians import BlockSums
 from quantriage.stream.progress import Progress
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.states import StateStore
@@ -165,8 +165,8 @@ class _Pass:
     def _backward(self, stream: Stream, missing: Sequence[int]) -> None:
         wanted = {index: self._sites(index) for index in missing}
 
-        def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:
-            found = {key: InputStatistics(total.value(), total.tokens) for key, total in sums.items()}
+        def on_block(index: int, block: nn.Module, sums: BlockSums) -> None:
+            found = {key: InputStatistics(total.value(), total.tokens) for key, total in sums.inputs.items()}
             self._commit(index, block, found)
 
         choice = self._job.choice
