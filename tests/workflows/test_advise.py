@@ -90,7 +90,7 @@ def test_a_run_about_this_model_is_measured_and_one_about_another_is_not_used(
     by_id = {(one.id, one.engine): one for one in found.strategies}
     quality = by_id["w4-g32", "vllm"].quality
     assert (quality.basis, quality.value, quality.source) == ("measured", 0.02, str(mine))
-    assert "perplexity 1.02 times" in quality.text
+    assert "perplexity 1.020 times" in quality.text
     assert any(note == f"not used, about another model: {other}" for note in found.notes)
 
 

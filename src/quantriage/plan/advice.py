@@ -148,7 +148,7 @@ def _quality(
         return Figure(basis="expected", text="loses nothing but the dtype", value=0.0), True
     if measured is not None and measured.kl is not None:
         ratio = measured.perplexity_ratio or 1.0
-        text = f"KL {measured.kl.value:.3g}, perplexity {ratio:.3g} times the reference's"
+        text = f"KL {measured.kl.value:.3g}, perplexity {ratio:.3f} times the reference's"
         return Figure(basis="measured", text=text, value=measured.kl.value, source=measured.run), True
     source = rules.sources[rule.quality.source].url
     small = rules.small_model
@@ -279,7 +279,8 @@ def _why(one: _Judged, following: _Judged | None, asked: Constraints) -> str:
         saved = theirs.total_bytes - ours.total_bytes
         return f"{_gigabytes(saved)} smaller than {name}" if saved else f"as small as {name}, and loses less"
     if (one.speed_class or 0) != (following.speed_class or 0):
-        return f"faster than {name}: {ours.speed.text}"
+        known = ours.speed.text if one.speed_class is not None else f"that one {theirs.speed.text}"
+        return f"faster than {name}, as far as is known: {known}"
     if one.ratio != following.ratio:
         return f"as {name} in its class of speed, and ahead there: {ours.speed.text}"
     if one.order != following.order:
