@@ -6,6 +6,7 @@
 #   make docs          the command line's reference, from the command line itself
 #   make bench         the reference models of the benchmarks
 #   make bench-faults  known faults planted in healthy checkpoints, and what lint and diagnose say of them
+#   make bench-ablation  what every ingredient of a rounding gains, alone and on top, and its CPU time
 #   make bench-peers   ours against eight other tools: an environment for each, then KL, bits, time and memory
 #   make fuzz          every reader on mutated checkpoints, guided by coverage; FUZZ_SECONDS=3600 for an hour
 #   make test-models   tests on real models from the registries
@@ -28,7 +29,7 @@ READY := $(VENV)/.ready
 READY_ENGINES := $(VENV_ENGINES)/.ready
 READY_FUZZ := $(VENV_FUZZ)/.ready
 
-.PHONY: demo test check docs bench bench-faults bench-peers fuzz test-models test-engines clean
+.PHONY: demo test check docs bench bench-ablation bench-faults bench-peers fuzz test-models test-engines clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -75,7 +76,14 @@ bench-faults: $(READY) $(CACHE)/demo/demo-evaluation.txt
 	$(BIN)/python -m benchmarks.faults --out $(CACHE)/faults --model $(QUANTRIAGE_MODELS)/stories15m \
 	--text $(CACHE)/demo/demo-evaluation.txt
 
-# Goes on where it stopped. An environment that cannot be made does not stop the others; its rows say so.
+# Goes on where it stopped, like the next.
+bench-ablation: $(READY) $(CACHE)/demo/demo-evaluation.txt
+	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages stories15m
+	$(BIN)/python -m benchmarks.ablation $(QUANTRIAGE_MODELS)/stories15m --scheme w4a-g32 \
+	--calibration $(CACHE)/demo/demo-calibration.txt --evaluate $(CACHE)/demo/demo-evaluation.txt \
+	--out $(CACHE)/ablation
+
+# An environment that cannot be made does not stop the others; its rows say so.
 # PEERS="hqq torchao" makes only those environments; PEERS_ONLY="hqq ours" runs only rows with these words.
 bench-peers: $(READY) $(CACHE)/demo/demo-evaluation.txt
 	$(BIN)/python -m benchmarks.models --models $(QUANTRIAGE_MODELS) --cache $(CACHE)/packages stories15m

@@ -81,9 +81,9 @@ def pico(folder: Path, width: int = 128) -> Path:
     return cut(folder / "whole", folder / "pico", BLOCKS)
 
 
-def pico_text(path: Path) -> Path:
+def pico_text(path: Path, seed: int = 3) -> Path:
     """Words that the random model knows."""
-    draw = random.Random(3)
+    draw = random.Random(seed)
     path.write_text("\n".join(" ".join(f"w{draw.randrange(_WORDS)}" for _ in range(12)) for _ in range(300)))
     return path
 

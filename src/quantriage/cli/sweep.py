@@ -29,7 +29,7 @@ def run(options: SweepOptions, progress: Progress) -> Outcome:
 def _table(found: Sweep) -> Table:
     """Narrow enough for eighty columns; the report has every figure."""
     clips = found.choice == "clipping"
-    heads = ["", "bits", "error", *(["clipped"] if clips else []), "KL [95%]", "perplexity", "s"]
+    heads = ["", "bits", "error", *(["clipped"] if clips else []), "KL [95%]", "perplexity", "CPU s"]
     return plain_table(heads, (_cells(found, variant, clips) for variant in found.variants))
 
 
@@ -44,7 +44,7 @@ def _cells(found: Sweep, variant: SweepVariant, clips: bool) -> list[str]:
         *clipped,
         f"{kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}]",
         f"{variant.perplexity.value:.2f}",
-        f"{variant.rounding_seconds + variant.statistics_seconds:.0f}",
+        f"{variant.rounding_cpu_seconds + variant.statistics_cpu_seconds:.0f}",
     ]
 
 

@@ -48,8 +48,8 @@ class SweepVariant(Record, frozen=True):
     output_error: float | None  # power of the layers' output error over that of their output, summed
     joint_error: float | None  # the same on sampled inputs that were quantized too (activations in 8 bits)
     parts: ErrorParts | None
-    rounding_seconds: float
-    statistics_seconds: float  # of the pass that gathered what the rounding needs; shared between variants
+    rounding_cpu_seconds: float
+    statistics_cpu_seconds: float  # of the pass that gathered what the rounding needs; shared between variants
     calibration_tokens: int
     kl: Interval  # on the selection text, as are the following
     perplexity: Interval

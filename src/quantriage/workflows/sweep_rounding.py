@@ -57,17 +57,17 @@ class Tally(Record, frozen=True):
     trial: int = 0
     site: str = ""
     power: float | None = None  # v H v^T of the weight
-    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class _Committed(Record, frozen=True):
     tallies: tuple[Tally, ...]
-    seconds: float  # of the pass, since the commit before
+    cpu_seconds: float  # of the pass, since the commit before
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """All tallies by trial, and for each trial the seconds of its pass without the rounding itself."""
+    """All tallies by trial, and for each trial the CPU seconds of its pass without the rounding itself."""
 
     tallies: dict[int, list[Tally]]
     gathering: dict[int, float]
@@ -106,8 +106,8 @@ def round_trials(job: RoundingJob) -> Rounding:
         committed = one.run()
         for number in numbers:
             found.tallies[number] = [t for c in committed for t in c.tallies if t.trial == number]
-        rounding = sum(t.seconds for number in numbers for t in found.tallies[number])
-        whole = sum(c.seconds for c in committed)
+        rounding = sum(t.cpu_seconds for number in numbers for t in found.tallies[number])
+        whole = sum(c.cpu_seconds for c in committed)
         for number in numbers:
             found.gathering[number] = max(0.0, whole - rounding) if needs != "nothing" else 0.0
     return found
@@ -118,7 +118,7 @@ class _Pass:
 
     def __init__(self, job: RoundingJob, needs: Needs, tokens: TokenSet, numbers: tuple[int, ...]) -> None:
         self._job, self._needs, self._tokens, self._numbers = job, needs, tokens, numbers
-        self._started = time.perf_counter()
+        self._started = time.process_time()
 
     def run(self) -> list[_Committed]:
         """Round what is not committed yet; everything committed, in block order."""
@@ -191,8 +191,8 @@ class _Pass:
         for number in self._numbers:
             own = {tally.site: weight for tally, weight in found if tally.trial == number}
             digests.append(job.store.write(number, index, own))
-        now = time.perf_counter()
-        committed = _Committed(tallies=tuple(tally for tally, _ in found), seconds=now - self._started)
+        now = time.process_time()
+        committed = _Committed(tallies=tuple(tally for tally, _ in found), cpu_seconds=now - self._started)
         job.ledger.commit(self._step(index), " ".join(digests), msgspec.to_builtins(committed))
         self._started = now
         job.progress(f"{job.choice}: round", _done(job, self._step), job.opened.map.blocks)
@@ -223,9 +223,9 @@ def _round_input(
     for rounder, members in by_rounder.items():
         schemes = [scheme for n in members if (scheme := job.schemes[n][sites[0].name]) is not None]
         distinct = list(dict.fromkeys(schemes))
-        start = time.perf_counter()
+        start = time.thread_time()  # one thread rounds one input, on one core
         rounded = rounder.round(own, known, distinct)
-        seconds = (time.perf_counter() - start) / (len(members) * len(sites))
+        seconds = (time.thread_time() - start) / (len(members) * len(sites))
         for number, scheme in zip(members, schemes, strict=True):
             parts = rounded[distinct.index(scheme)]
             for site, weight, part, of_weight in zip(sites, own, parts, power, strict=True):
@@ -234,7 +234,7 @@ def _round_input(
                     trial=number,
                     site=site.name,
                     power=of_weight,
-                    seconds=seconds,
+                    cpu_seconds=seconds,
                 )
                 found.append((tally, part.weight))
     return found

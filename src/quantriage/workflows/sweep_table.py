@@ -133,7 +133,7 @@ def _variant(
     picked = isinstance(trial.rounding, Pick)
     sources = sorted(set(source.chosen[number].values())) if picked else [number]
     seconds = sum(
-        t.seconds for n in (_among(source, trial) if picked else [number]) for t in source.tallies[n]
+        t.cpu_seconds for n in (_among(source, trial) if picked else [number]) for t in source.tallies[n]
     )
     needs_data = any(source.trials[n].needs != "nothing" for n in sources)
     tokens = trial.tokens.tokens.numel() if trial.tokens is not None else source.calibration_tokens
@@ -150,8 +150,8 @@ def _variant(
         output_error=_ratio(tallies, lambda t: (t.output, t.power)) if comparable else None,
         joint_error=_ratio(tallies, lambda t: (t.joint, t.joint_power)),
         parts=_parts(tallies, norm, weights),
-        rounding_seconds=seconds,
-        statistics_seconds=max((source.gathering.get(n, 0.0) for n in sources), default=0.0),
+        rounding_cpu_seconds=seconds,
+        statistics_cpu_seconds=max((source.gathering.get(n, 0.0) for n in sources), default=0.0),
         calibration_tokens=tokens if needs_data else 0,
         kl=kl,
         perplexity=perplexity_interval(measured.nll),
