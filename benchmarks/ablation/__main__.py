@@ -3,7 +3,7 @@
     python -m benchmarks.ablation MODEL --calibration T --evaluate T --scheme w4a-g32 --out FOLDER
 
 One model, one scheme, the same tokens for every row. An interrupted run goes on where it stopped. Writes
-ablation.json and ablation.md.
+ablation.json and ablation.md anew after every row.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.ablation.rows import ROWS, Row
 from benchmarks.ablation.run import Ablation, run_rows
-from benchmarks.ablation.table import gains, markdown
+from benchmarks.ablation.table import Result, gains, markdown
 from quantriage.records.atomic import write_bytes
 
 
@@ -48,18 +48,24 @@ def chosen(words: Sequence[str]) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the rows and write both files."""
+    """Run the rows and write both files after each."""
     given = vars(read_arguments(arguments))
     rows = chosen(given.pop("only"))
     given["calibration"], given["evaluate"] = tuple(given["calibration"]), tuple(given["evaluate"])
     ablation = Ablation(**given)
     ablation.out.mkdir(parents=True, exist_ok=True)
-    results = run_rows(ablation, rows, _say)
+    results: list[Result] = []
+    for result in run_rows(ablation, rows, _say):
+        results.append(result)
+        _write(ablation, results)
+    print(markdown(results))
+
+
+def _write(ablation: Ablation, results: list[Result]) -> None:
     record = {"conditions": ablation, "rows": results, "gains": gains(results)}
     encoded = msgspec.json.format(msgspec.json.encode(record, enc_hook=str), indent=1)
     write_bytes(ablation.out / "ablation.json", encoded)
     write_bytes(ablation.out / "ablation.md", markdown(results).encode())
-    print(markdown(results))
 
 
 def _say(stage: str, done: int, total: int) -> None:

@@ -7,7 +7,7 @@ machine changes wall time and not what a method costs. Learned rows start from w
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,19 +109,20 @@ class _Run:
         return Meter(model, sites, tokens, compute, cache, self.spill, _STATE_BYTES, self.progress)
 
 
-def run_rows(ablation: Ablation, rows: Sequence[Row], progress: Progress) -> list[Result]:
-    """KL by sequence and CPU seconds of every row. Peak memory: that of a sweep, or of `recover`."""
+def run_rows(ablation: Ablation, rows: Sequence[Row], progress: Progress) -> Iterator[Result]:
+    """KL by sequence and CPU seconds, row by row. Peak memory: that of a sweep, or of `recover`."""
     run = _open(ablation, tuple(rows), progress)
-    results = _rounded(run)
+    by_label: dict[str, Result] = {}
+    for result in _rounded(run):
+        by_label[result.label] = result
+        yield result
     if ablation.learn:
-        by_label = {result.label: result for result in results}
-        for label, start in LEARNED.items():
+        for number, (label, start) in enumerate(LEARNED.items(), start=len(rows)):
             if start in by_label:
-                results.append(_learned(run, label, by_label[start], len(results)))
+                yield _learned(run, label, by_label[start], number)
     if ablation.mix:
-        results += _mixed(run)
+        yield from _mixed(run)
     shutil.rmtree(run.spill, ignore_errors=True)
-    return results
 
 
 def _open(ablation: Ablation, rows: tuple[Row, ...], progress: Progress) -> _Run:
@@ -166,7 +167,7 @@ def _open(ablation: Ablation, rows: tuple[Row, ...], progress: Progress) -> _Run
     )
 
 
-def _rounded(run: _Run) -> list[Result]:
+def _rounded(run: _Run) -> Iterator[Result]:
     """All rows that round by themselves, as trials of one sweep."""
     trials = tuple(Trial(row.label, None, run.scheme, row.rounder, row.needs) for row in run.rows)
     job = RoundingJob(
@@ -183,11 +184,9 @@ def _rounded(run: _Run) -> list[Result]:
         progress=run.progress,
     )
     rounding = round_trials(job)
-    results = []
     for number, row in enumerate(run.rows):
         own = sum(tally.cpu_seconds for tally in rounding.tallies[number])
-        results.append(Result(row.label, _kl(run, row.label, number), rounding.gathering[number] + own))
-    return results
+        yield Result(row.label, _kl(run, row.label, number), rounding.gathering[number] + own)
 
 
 def _kl(run: _Run, label: str, number: int) -> tuple[float, ...]:
@@ -244,10 +243,11 @@ def _learn(run: _Run, origin: int, number: int) -> _Cost:
     return _Cost(time.process_time() - began)
 
 
-def _mixed(run: _Run) -> list[Result]:
+def _mixed(run: _Run) -> Iterator[Result]:
     """`recover` at the bits of the uniform scheme, and its mix rounded plainly."""
     folder = run.of.out / "recover"
     mixed = run.once(MIX, lambda: _recovered(run, folder))
+    yield Result(MIX, mixed.kl, mixed.cpu_seconds)
     plan = RunDir(folder.with_name("recover.run")).read(PLAN, Plan)
     scales = scale_dtype(run.opened.checkpoint)
     schemes = {
@@ -259,7 +259,7 @@ def _mixed(run: _Run) -> list[Result]:
         return _Cost(mixed.cpu_seconds, tuple(sequence_kl(meter.nearest(schemes))))
 
     plain = run.once(MIX_RTN, plainly)
-    return [Result(MIX, mixed.kl, mixed.cpu_seconds), Result(MIX_RTN, plain.kl, plain.cpu_seconds)]
+    yield Result(MIX_RTN, plain.kl, plain.cpu_seconds)
 
 
 def _recovered(run: _Run, folder: Path) -> _Cost:

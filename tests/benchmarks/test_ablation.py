@@ -1,4 +1,4 @@
-"""The ablation on a random model: rows against an evaluation of an export, resuming, gains by hand, the table."""
+"""The ablation on a random model: rows against an export, resuming, gains by hand, the table."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -45,7 +45,7 @@ def test_gradients_are_those_of_the_whole_model(
     saved = saved_models[name]
     learning, sites = learner(saved, scheme, tmp_path)
     started = {site.name: learning.quantized(site) for site in sites}
-    kl = learning.step(1, LearnSettings(steps=10))
+    kl = learning.step(1, 1e-4)
     logs = {n: torch.zeros_like(q.scale, requires_grad=True) for n, q in started.items()}
     replaced = {}
     for site in sites:
@@ -76,7 +76,7 @@ def _dequantized(quantized: QuantizedTensor, logs: Tensor) -> Tensor:
 def test_learning_lowers_the_kl_on_its_text(llama: Saved, tmp_path: Path) -> None:
     learning, _ = learner(llama, "w3a-g16", tmp_path)
     settings = LearnSettings(steps=40, learning_rate=5e-3)
-    losses = [learning.step(number, settings) for number in range(1, 41)]
+    losses = [learning.step(number, settings.rate(number)) for number in range(1, 41)]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2])  # two batches: an epoch
 
 
@@ -91,7 +91,7 @@ def test_experts_without_tokens_stay_as_they_are(saved_models: dict[str, Saved],
     stream = stream_of(model, model_map, some_tokens(2, 2), tmp_path)  # 4 tokens cannot reach every expert
     learning = ScaleLearner(stream, model_map.sites, lambda site: rounded[site.name])
     learning.prepare()
-    learning.step(1, LearnSettings(steps=4))
+    learning.step(1, 1e-4)
     moved = {name for name, state in learning.state.items() if state[0].abs().max() > 0}
     experts = {s.name for s in model_map.sites if ".experts." in s.name}
     assert moved & experts
@@ -102,15 +102,28 @@ def test_experts_without_tokens_stay_as_they_are(saved_models: dict[str, Saved],
 
 
 def test_what_is_kept_between_steps_changes_nothing(llama: Saved, tmp_path: Path) -> None:
-    settings = LearnSettings(steps=4)
     results = []
     for state_bytes in (1 << 30, 0):
         learning, sites = learner(llama, "w4a-g32", tmp_path, state_bytes)
         for number in range(1, 4):
-            learning.step(number, settings)
+            learning.step(number, 1e-3)
         results.append({site.name: learning.quantized(site).scale for site in sites})
     for name, scale in results[0].items():
         assert torch.equal(scale, results[1][name])
+
+
+def test_what_is_given_out_is_the_average_of_the_steps(llama: Saved, tmp_path: Path) -> None:
+    """Weights 0.1 * 0.9^k backwards in time, the rest on where it started."""
+    learning, sites = learner(llama, "w4a-g32", tmp_path)
+    before = {site.name: learning.quantized(site).scale for site in sites}
+    seen = []
+    for number in (1, 2, 3):
+        learning.step(number, 1e-2)
+        seen.append({site.name: learning.state[site.name][0].clone() for site in sites})
+    for site in sites:
+        logs = sum(0.1 * 0.9 ** (2 - k) * of[site.name] for k, of in enumerate(seen))
+        torch.testing.assert_close(learning.quantized(site).scale, before[site.name] * logs.exp())
+        assert not torch.equal(learning.quantized(site).scale, before[site.name])
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -7,10 +7,11 @@ its size, layout and kernels.
 
 A step is one batch: forward through the quantized blocks with the states of every boundary kept, the gradient
 at the logits, and back, one block recomputed at a time. The logarithm of each scale moves by Adam under a
-falling rate. Whoever calls judges the scales on other text and keeps the best, so learning cannot make them
-worse there.
+falling rate. What is given out is an average of the steps: all scales moving together meet a few stiff
+directions that swing about at any useful rate (docs/lab-log.md). Whoever calls judges the scales on other
+text and keeps the best, so learning cannot make them worse there.
 
-Memory: one block, its codes and its weight gradients, the state budget, 16 bytes for each scale. Half of the
+Memory: one block, its codes and its weight gradients, the state budget, 20 bytes for each scale. Half of the
 state budget keeps quantized blocks between steps; what does not fit is read and dequantized anew.
 """
 
@@ -53,15 +54,15 @@ class ScaleLearner:
     read: a site's weight as rounded. After `prepare`, `step` any number of times; `quantized` gives results.
     """
 
-    _MOMENTUM, _SQUARES, _TINY = 0.9, 0.95, 1e-12
+    _MOMENTUM, _SQUARES, _AVERAGE, _TINY = 0.9, 0.99, 0.9, 1e-12
 
     def __init__(self, stream: Stream, sites: tuple[Site, ...], read: ReadQuantized, seed: int = 0) -> None:
-        self._stream, self._sites, self._read = stream, sites, read
+        self._stream, self.sites, self._read = stream, sites, read
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(stream.batches), generator=generator)
         self._order = [stream.batches[place] for place in order.tolist()]
-        # Of each scale: the logarithm of its factor, and Adam's two moments of the gradient.
-        self.state = {site.name: torch.zeros(3, *read(site).scale.shape) for site in sites}
+        # Of each scale: the logarithm of its factor, Adam's moments of the gradient, the logarithms' average.
+        self.state = {site.name: torch.zeros(4, *read(site).scale.shape) for site in sites}
         self._kept: dict[int, _Block] = {}
         self._room = stream.states.budget_bytes // 2
 
@@ -80,10 +81,12 @@ class ScaleLearner:
         self._kept_anew()
 
     def quantized(self, site: Site) -> QuantizedTensor:
-        """The weight with its present scales, in the dtype in which they are stored."""
-        return self._scaled(site, self._read(site))
+        """The weight with its averaged scales, in the dtype in which they are stored."""
+        rounded = self._read(site)
+        scale = rounded.scale.float() * self.state[site.name][3].exp()
+        return replace(rounded, scale=scale.to(rounded.scale.dtype))
 
-    def step(self, number: int, settings: LearnSettings) -> float:
+    def step(self, number: int, rate: float) -> float:
         """Step 1, 2, ...: returns the KL of its batch before the step, nats per token."""
         stream = self._stream
         start = self._order[(number - 1) % len(self._order)]
@@ -95,7 +98,7 @@ class ScaleLearner:
         gradients: dict[str, Tensor] = {}
         for index in reversed(range(stream.model.block_count)):
             above = self._back(index, above, gradients)
-        self._move(gradients, number, settings.rate(number))
+        self._move(gradients, number, rate)
         return kl
 
     # -- one step
@@ -143,11 +146,12 @@ class ScaleLearner:
 
     def _move(self, gradients: dict[str, Tensor], number: int, rate: float) -> None:
         for name, gradient in gradients.items():
-            logs, mean, squares = self.state[name]
+            logs, mean, squares, average = self.state[name]
             mean.lerp_(gradient.cpu(), 1.0 - self._MOMENTUM)
             squares.lerp_(gradient.cpu().square(), 1.0 - self._SQUARES)
             spread = (squares / (1.0 - self._SQUARES**number)).sqrt_().add_(self._TINY)
             logs.sub_(mean / spread, alpha=rate / (1.0 - self._MOMENTUM**number))
+            average.lerp_(logs, 1.0 - self._AVERAGE)
         self._kept_anew()
 
     # -- blocks
@@ -159,7 +163,7 @@ class ScaleLearner:
     def _block(self, index: int) -> "_Block":
         if index in self._kept:
             return self._kept[index]
-        rounded = [(site, self._read(site)) for site in self._sites if site.block == index]
+        rounded = [(site, self._read(site)) for site in self.sites if site.block == index]
         module = self._stream.for_products(self._stream.load(index))
         names = dict.fromkeys(site.parameter for site, _ in rounded)
         parameters = {name: module.get_parameter(name) for name in names}
@@ -182,9 +186,6 @@ class ScaleLearner:
     def _factors(self, site: Site, rounded: QuantizedTensor) -> Tensor:
         """Present scales, float32, in the shape of the stored ones."""
         return rounded.scale.float() * self.state[site.name][0].exp()
-
-    def _scaled(self, site: Site, rounded: QuantizedTensor) -> QuantizedTensor:
-        return replace(rounded, scale=self._factors(site, rounded).to(rounded.scale.dtype))
 
 
 @dataclass(frozen=True)

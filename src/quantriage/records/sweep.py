@@ -49,7 +49,9 @@ class SweepVariant(Record, frozen=True):
     joint_error: float | None  # the same on sampled inputs that were quantized too (activations in 8 bits)
     parts: ErrorParts | None
     rounding_cpu_seconds: float
-    statistics_cpu_seconds: float  # of the pass that gathered what the rounding needs; shared between variants
+    statistics_cpu_seconds: (
+        float  # of the pass that gathered what the rounding needs; shared between variants
+    )
     calibration_tokens: int
     kl: Interval  # on the selection text, as are the following
     perplexity: Interval

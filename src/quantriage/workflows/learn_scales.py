@@ -22,8 +22,10 @@ from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.atomic import write_bytes
 from quantriage.records.types import Finding, LearningPoint
+from quantriage.stream.progress import Progress
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import Stream, StreamSettings
+from quantriage.workflows.meter import Meter
 from quantriage.workflows.prove import sequence_kl
 from quantriage.workflows.recover_run import RecoverRun
 from quantriage.workflows.rounding import SPILL
@@ -60,7 +62,9 @@ def learn_scales(
         run.progress,
     )
     learner = ScaleLearner(stream, sites, read, run.options.seed)
-    best, points = _train(run, learner, sites)
+    meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
+    settings = LearnSettings(run.options.learn)
+    best, points = train(learner, settings, meter, folder / _STATE, run.progress)
     learner.restore(best)
     for block in range(run.opened.map.blocks):
         members = [site for site in sites if site.block == block]
@@ -81,13 +85,13 @@ def learning_finding(points: tuple[LearningPoint, ...]) -> Finding:
     return Finding(severity="info", code="learned-scales", text=f"scales learned end to end: {text}")
 
 
-def _train(
-    run: RecoverRun, learner: ScaleLearner, sites: tuple[Site, ...]
+def train(
+    learner: ScaleLearner, settings: LearnSettings, meter: Meter, path: Path, progress: Progress
 ) -> tuple[dict[str, Tensor], list[LearningPoint]]:
-    """State with the lowest KL on the selection text, and all measurements; step 0 comes first."""
-    settings = LearnSettings(run.options.learn)
-    meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
-    path = run.folder / LEARNED / _STATE
+    """State with the lowest KL on the meter's tokens, and all measurements; step 0 comes first.
+
+    path: a file that holds the state at the last measurement; what it holds is where this goes on.
+    """
     best: dict[str, Tensor] = {}
     points: list[LearningPoint] = []
     if path.is_file():
@@ -98,10 +102,12 @@ def _train(
     losses: list[float] = []
     for step in range(points[-1].step + 1 if points else 0, settings.steps + 1):
         if step:
-            losses.append(learner.step(step, settings))
-            run.progress("learn scales", step, settings.steps)
+            losses.append(learner.step(step, settings.rate(step)))
+            progress("learn scales", step, settings.steps)
         if step % every == 0 or step == settings.steps:
-            scores = meter.weights({site.name: partial(_dequantized, learner, site) for site in sites})
+            scores = meter.weights(
+                {site.name: partial(_dequantized, learner, site) for site in learner.sites}
+            )
             training = sum(losses) / len(losses) if losses else None
             point = LearningPoint(step=step, training_kl=training, kl=mean_interval(sequence_kl(scores)))
             if not points or point.kl.value < min(p.kl.value for p in points):
