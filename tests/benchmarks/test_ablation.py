@@ -73,7 +73,7 @@ def test_a_row_is_what_quantize_exports(
 
 
 def test_learning_costs_more_than_rounding_and_that_more_than_nothing(results: dict[str, Result]) -> None:
-    assert set(results) == {RTN, PLAINEST, FULL, *LEARNED}
+    assert {RTN, PLAINEST, FULL, *LEARNED} <= set(results)
     assert all(result.cpu_seconds > 0 for result in results.values())
     assert results[LEARNED_FULL].cpu_seconds > results[FULL].cpu_seconds > results[RTN].cpu_seconds
 
