@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantriage.diagnose.aligned import AlignedWeights, align
+from quantriage.diagnose.aligned import align
 from quantriage.diagnose.hybrid import pair_of, units_of
 from quantriage.diagnose.unit_errors import unit_errors
 from quantriage.formats.checkpoint import open_checkpoint
+from quantriage.formats.scaled_weights import ScaledWeights
 from small_models import Saved
 
 Change = Callable[[dict[str, Tensor]], None]
@@ -43,7 +44,7 @@ def fold(tensors: dict[str, Tensor]) -> None:
         tensors[of("self_attn.o_proj.weight")] *= s.view(2, 1, 8).expand(2, 2, 8).reshape(-1)
 
 
-def aligned(llama: Saved, folder: Path, change: Change) -> tuple[AlignedWeights | None, dict[str, float]]:
+def aligned(llama: Saved, folder: Path, change: Change) -> tuple[ScaledWeights | None, dict[str, float]]:
     """What is found, and the errors that are left, for a candidate with some noise on all matrices."""
     llama.whole.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")

@@ -7,7 +7,7 @@ a difference is rounding. Whether the function stayed the same is not believed b
 noise; a block where it did not is left as it is stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +16,8 @@ from torch import Tensor
 from quantriage.diagnose.hybrid import Pair, Unit, pair_of
 from quantriage.diagnose.lint.rescaling import undoes
 from quantriage.errors import CheckpointError
-from quantriage.formats.weight_source import WeightSource
+from quantriage.formats.scaled_weights import Factors, ScaledWeights
 from quantriage.model.causal import CausalModel
-from quantriage.numerics.stored_weight import StoredWeight
 
 CHANGED = 0.02
 """Relative change of a norm, or spread of a matrix's log factors, from which it counts as rescaled."""
@@ -26,64 +25,7 @@ SAME = 1e-3
 """Relative change of a block's output on noise that its own rounding in float32 explains."""
 
 
-@dataclass(frozen=True)
-class Factors:
-    """What a stored tensor is multiplied by: rows [out] and columns [in] of a matrix, rows of a vector."""
-
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-
-    def of(self, tensor: Tensor, transposed: bool = False) -> Tensor:
-        """The product, float32. transposed: the tensor is stored [in, out]."""
-        result = tensor.to(torch.float32)
-        rows, columns = (self.columns, self.rows) if transposed else (self.rows, self.columns)
-        if rows is not None:
-            result = result * (rows if result.ndim == 1 else rows.unsqueeze(1))
-        return result if columns is None else result * columns
-
-    def taken_back(self) -> "Factors":
-        """The inverse factors."""
-        rows, columns = (None if f is None else f.reciprocal() for f in (self.rows, self.columns))
-        return Factors(rows, columns)
-
-    def and_rows(self, rows: Tensor) -> "Factors":
-        """These, and rows once more."""
-        return Factors(rows if self.rows is None else self.rows * rows, self.columns)
-
-
-@dataclass(frozen=True)
-class AlignedWeights:
-    """A WeightSource: `inner` with factors applied to some tensors. `stored` is what is on disk."""
-
-    inner: WeightSource
-    factors: Mapping[str, Factors]
-    transposed: frozenset[str]
-
-    def names(self) -> tuple[str, ...]:
-        """The inner names."""
-        return self.inner.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The inner shape."""
-        return self.inner.shape(name)
-
-    def get(self, name: str) -> Tensor:
-        """The tensor, in float32 where it is rescaled."""
-        tensor = self.inner.get(name)
-        return self.factors[name].of(tensor, name in self.transposed) if name in self.factors else tensor
-
-    def stored(self, module: str) -> StoredWeight | None:
-        """What is stored for a module, in the candidate's own scaling."""
-        return self.inner.stored(module)
-
-    def in_own_scaling(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the reference as the candidate would hold it: what a repair has to store."""
-        if name not in self.factors:
-            return tensor
-        return self.factors[name].taken_back().of(tensor, name in self.transposed)
-
-
-def align(model: CausalModel, pair: Pair, units: Sequence[Unit]) -> AlignedWeights | None:
+def align(model: CausalModel, pair: Pair, units: Sequence[Unit]) -> ScaledWeights | None:
     """The candidate in the reference's scaling; None if it is not rescaled.
 
     Reads the norms, and the matrices of blocks where one of them changed: a tool that rescales changes norms
@@ -99,10 +41,10 @@ def align(model: CausalModel, pair: Pair, units: Sequence[Unit]) -> AlignedWeigh
         block.take_back_norms()
         if block.factors:
             block.take_back_pairs()
-            own = AlignedWeights(pair.candidate, block.factors, transposed)
+            own = ScaledWeights(pair.candidate, block.factors, transposed)
             if _same_function(model, pair, own, units, index):
                 found |= block.factors
-    return AlignedWeights(pair.candidate, found, transposed) if found else None
+    return ScaledWeights(pair.candidate, found, transposed) if found else None
 
 
 @dataclass
@@ -187,7 +129,7 @@ class _Block:
 
 
 def _same_function(
-    model: CausalModel, pair: Pair, aligned: AlignedWeights, units: Sequence[Unit], index: int
+    model: CausalModel, pair: Pair, aligned: ScaledWeights, units: Sequence[Unit], index: int
 ) -> bool:
     """Whether a block of the candidate gives the same on noise in its own and in the reference's scaling."""
     inside = [u for u in units if u.block == index]

@@ -41,7 +41,7 @@ class _Product:
 
 def _watch(model: CausalModel, template: nn.Module, hidden: torch.Tensor, call: BlockCall) -> list[_Product]:
     """Products of one block in run order, from a run with small random weights."""
-    block = _randomized(template, model.device)
+    block = randomized(template, model.device)
     products: dict[str, _Product] = {}
     inputs: list[torch.Tensor] = []  # kept alive so that identity means identity
 
@@ -57,13 +57,16 @@ def _watch(model: CausalModel, template: nn.Module, hidden: torch.Tensor, call: 
     return list(products.values())
 
 
-def _randomized(template: nn.Module, device: torch.device) -> nn.Module:
+def randomized(template: nn.Module, device: torch.device) -> nn.Module:
+    """The block with seeded small random matrices, and vectors from 1/2 to 3/2 in steps of 1/256."""
     generator = torch.Generator().manual_seed(1)
     block = copy.deepcopy(template)
     for module in block.modules():
         for name, value in module._parameters.items():
             if value is not None and value.is_meta:
                 noise = torch.randn(value.shape, generator=generator) * 0.02
+                if value.ndim < 2:  # steps, so that adding 1 to a vector and taking it off again is exact
+                    noise = torch.randint(128, 385, value.shape, generator=generator) / 256
                 module._parameters[name] = nn.Parameter(noise, requires_grad=False)
     return block.to(device).eval()
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from quantriage.data.token_set import TokenSet
 from quantriage.diagnose import optimum
-from quantriage.diagnose.aligned import AlignedWeights, align
+from quantriage.diagnose.aligned import align
 from quantriage.diagnose.attribution import (
     PREDICTION_PASSES,
     Clock,
@@ -26,6 +26,7 @@ from quantriage.diagnose.hybrid_runs import HybridRuns, StateRoom
 from quantriage.diagnose.judgement import LARGER, Evidence, judge
 from quantriage.diagnose.unit_errors import UnitError, unit_errors
 from quantriage.formats.checkpoint import Checkpoint
+from quantriage.formats.scaled_weights import ScaledWeights
 from quantriage.records.diagnosis import Attribution, UnitAttribution
 from quantriage.stream.compute import Compute, exact
 from quantriage.stream.progress import Progress, silent
@@ -53,7 +54,7 @@ class Ground:
     errors: dict[str, UnitError]
     room: StateRoom
     progress: Progress = silent
-    aligned: AlignedWeights | None = None
+    aligned: ScaledWeights | None = None
 
     @property
     def live(self) -> tuple[Unit, ...]:

@@ -22,6 +22,7 @@ from quantriage.formats.gguf_dense import DenseTensors
 from quantriage.formats.gguf_order import row_order
 from quantriage.formats.gguf_outline import as_gguf, half_kind
 from quantriage.formats.gguf_writer import rewrite_gguf
+from quantriage.formats.scaled_weights import ScaledWeights
 from quantriage.model.site import ModelMap
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.block_types import BLOCK_TYPES
@@ -61,10 +62,12 @@ def export_gguf(
     blocks: Callable[[str], BlockTensor],
     directory: Path,
     replace: bool = False,
+    scaled: ScaledWeights | None = None,
 ) -> dict[str, str]:
     """Write `directory`/NAME.gguf, NAME being the directory's own; returns sha256 by file name.
 
-    `blocks` gives a site's weight by name, one at a time. Raises what `refuse_unwritable` does, StorageError
+    `blocks` gives a site's weight by name, one at a time. scaled: the checkpoint's weights in the scaling
+    that sites were rounded in. Raises what `refuse_unwritable` does, StorageError
     if the reference lies in `directory`, CheckpointError for a weight that its type cannot hold.
     """
     if checkpoint.path.resolve().is_relative_to(directory.resolve()):
@@ -72,7 +75,7 @@ def export_gguf(
     name = f"{directory.absolute().name}.gguf"
     with as_gguf(checkpoint) as weights, new_folder(directory, replace) as folder:
         _refuse(weights, model_map, schemes)
-        tensors = _Tensors(weights, schemes, blocks, _plain(checkpoint, weights, model_map, schemes))
+        tensors = _Tensors(weights, schemes, blocks, _plain(checkpoint, weights, model_map, schemes, scaled))
         default = half_kind(checkpoint) if weights is not checkpoint.weights else "F16"
         rewrite_gguf(weights.source.path, folder / name, tensors, _file_type(model_map, schemes, default))
         digest = file_digest(folder / name)
@@ -80,18 +83,25 @@ def export_gguf(
 
 
 def _plain(
-    checkpoint: Checkpoint, weights: GGUFWeights, model_map: ModelMap, schemes: Mapping[str, Scheme]
+    checkpoint: Checkpoint,
+    weights: GGUFWeights,
+    model_map: ModelMap,
+    schemes: Mapping[str, Scheme],
+    scaled: ScaledWeights | None,
 ) -> DenseTensors:
-    """What changes and is not planned: sites that take more than two bytes a weight; all of a folder."""
+    """What changes and is not planned: all of a folder; else sites above two bytes, and what is rescaled."""
+    planned = {f"{name}.weight" for name in schemes}
+    values = checkpoint.weights if scaled is None else scaled
     if weights is not checkpoint.weights:
-        planned = {f"{name}.weight" for name in schemes}
-        return DenseTensors(weights, checkpoint.weights, [n for n in weights.parts if n not in planned])
-    names = [f"{site.name}.weight" for site in model_map.sites if site.name not in schemes]
+        return DenseTensors(weights, values, [n for n in weights.parts if n not in planned])
+    sites = [f"{site.name}.weight" for site in model_map.sites if site.name not in schemes]
+    rescaled = [] if scaled is None else [n for n in scaled.factors if n not in planned]
 
     def moves(name: str) -> bool:
         return any(weights.source.tensors[part].kind.name not in _TWO_BYTES for part in weights.parts[name])
 
-    return DenseTensors(weights, weights, [name for name in names if moves(name)], "F16")
+    names = dict.fromkeys([*filter(moves, sites), *rescaled])
+    return DenseTensors(weights, values, list(names), "F16")
 
 
 class _Tensors(Mapping[str, tuple[str, bytes]]):

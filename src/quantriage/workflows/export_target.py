@@ -1,9 +1,11 @@
 """What a target's checkpoint is written as: a folder of one of FOLDERS, or GGUF."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from quantriage.formats.bank import CandidateBank
+from quantriage.formats.scaled_weights import ScaledWeights
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.targets import target_named
 from quantriage.workflows.export import export, refuse_unsupported
@@ -28,18 +30,29 @@ def export_for(
     directory: Path,
     replace: bool,
 ) -> dict[str, str]:
-    """Write the banked candidates of `schemes` (None: full precision); sha256 by file name."""
+    """Write the banked candidates of `schemes` (None: full precision); sha256 by file name.
+
+    opened: the model as it was rounded, in a scaling of its own or not.
+    """
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     blocks = {site.name: site.block for site in opened.map.sites}
     stored = target_named(target).stored
     if stored == "gguf":
+        weights = opened.checkpoint.weights
+        scaled = weights if isinstance(weights, ScaledWeights) else None
+        checkpoint = (
+            opened.checkpoint
+            if scaled is None
+            else dataclasses.replace(opened.checkpoint, weights=scaled.inner)
+        )
         return export_gguf(
-            opened.checkpoint,
+            checkpoint,
             opened.map,
             chosen,
             lambda name: bank.read_blocks(blocks[name], name, chosen[name]),
             directory,
             replace,
+            scaled,
         )
     return export(
         opened.model,

@@ -53,7 +53,7 @@ def learn_scales(
         return bank.read(site.block, site.name, chosen[site.name])
 
     stream = Stream(
-        run.opened.model,
+        run.scaled.model,
         run.opened.map.sites,
         run.tokens.learning,
         run.opened.compute,

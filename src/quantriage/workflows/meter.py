@@ -29,7 +29,8 @@ Schemes = Mapping[str, Scheme | None]
 class Meter:
     """Scores candidates against one reference on one token set, in one compute dtype.
 
-    `cache` holds the reference's states on disk; `spill` takes hidden states beyond `state_bytes`.
+    `cache` holds the reference's states on disk; `spill` takes hidden states beyond `state_bytes`. `scaled`:
+    the reference in the scaling that candidates were rounded in, if not its own.
     """
 
     model: CausalModel
@@ -41,6 +42,7 @@ class Meter:
     state_bytes: int
     progress: Progress = silent
     stage: str = "measure"
+    scaled: CausalModel | None = None
     _reference: dict[str, Tensor] = field(default_factory=dict)
 
     def reference(self) -> Tensor:
@@ -68,13 +70,16 @@ class Meter:
         sites = self.map.by_name()
         chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
         get = self.model.checkpoint.weights.get
-        return self.weights({n: partial(_nearest, get, sites[n], s) for n, s in chosen.items()})
+        return self._scores(self.model, {n: partial(_nearest, get, sites[n], s) for n, s in chosen.items()})
 
     def weights(self, weights: SiteWeights) -> TokenScores:
-        """Scores of the reference with some weights replaced."""
+        """Scores of the reference, as candidates were rounded in it, with some weights replaced."""
+        return self._scores(self.scaled or self.model, weights)
+
+    def _scores(self, model: CausalModel, weights: SiteWeights) -> TokenScores:
         reference = self.reference()
         states = final_states(
-            self.model,
+            model,
             self.map.sites,
             self.tokens,
             self.compute,

@@ -11,6 +11,9 @@ from typing import Any
 from quantriage.errors import UsageError
 
 NO_ENGINE = "none"
+NO_FOLD = "none"
+FOLDS = ("channels", NO_FOLD)
+FOLD_HELP = "channels: rescale input channels before rounding and undo it in the norms and rows before; none"
 
 
 def option(default: Any, text: str) -> Any:
@@ -107,14 +110,17 @@ class CalibrationOptions(KeepsStates):
 
 @dataclass(frozen=True, kw_only=True)
 class EffortOptions(CalibrationOptions):
-    """Calibration of which `effort` fills in what was left open."""
+    """Calibration of a verb that rounds a whole model; `effort` fills in what was left open."""
 
     effort: str = option("balanced", "fast, balanced or best: windows, mixes and swaps that are not given")
     sequences: int = option(None, "calibration windows (64, 128, 256)")
+    fold: str = option(NO_FOLD, FOLD_HELP)
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
+        if self.fold not in FOLDS:
+            raise UsageError(f"--fold {self.fold}: expected one of {', '.join(FOLDS)}")
         for name, value in EFFORTS[self.effort].items():
             if hasattr(self, name) and getattr(self, name) is None:
                 object.__setattr__(self, name, value)

@@ -15,6 +15,7 @@ from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.export import scale_dtype
 from quantriage.workflows.export_target import export_for, refuse_for
 from quantriage.workflows.fill_bank import Wanted
+from quantriage.workflows.fold import fold_channels
 from quantriage.workflows.opened import OpenedModel, open_model, started_dtype
 from quantriage.workflows.options import QuantizeOptions
 from quantriage.workflows.plan import uniform_plan
@@ -50,23 +51,30 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         "seed": options.seed,
         "compute": opened.compute.dtype_name,
         "plan": " ".join(f"{a.site}={a.scheme}/{a.method}" for a in plan.assignments),
+        "fold": options.fold,
     }
     ledger = Ledger(folder / LEDGER, settings)
+    scaled, folded = fold_channels(options, opened, tokens, schemes, ledger, clock, progress)
     with clock.stage("quantize"):
         wanted = {name: Wanted((scheme,), methods[name]) for name, scheme in schemes.items()}
         bank, records = round_candidates(
-            opened, tokens, wanted, folder, ledger, options.seed, options.state_bytes, progress
+            scaled, tokens, wanted, folder, ledger, options.seed, options.state_bytes, progress
         )
     run.write_many(QUANTIZED, records)
     with clock.stage("export"):
-        files = export_for(plan.target, opened, schemes, bank, options.out, options.replace)
+        files = export_for(plan.target, scaled, schemes, bank, options.out, options.replace)
     run.write(
         LOCK,
         opened.lock(
             command="quantize",
             data=[tokens.identity("calibration")],
             seed=options.seed,
-            settings={"target": plan.target, "scheme": options.scheme, "method": options.method},
+            settings={
+                "target": plan.target,
+                "scheme": options.scheme,
+                "method": options.method,
+                "fold": options.fold,
+            },
             output_files=files,
         ),
     )
@@ -75,7 +83,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         model=opened.source,
         target=plan.target,
         stages=tuple(clock.stages),
-        findings=tuple(f for r in records for f in r.findings) + plan.findings,
+        findings=tuple(f for r in records for f in r.findings) + plan.findings + folded,
     )
     run.write(SUMMARY, summary)
     render(folder)

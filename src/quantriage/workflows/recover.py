@@ -41,6 +41,7 @@ from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.budget import bits_that_fit
 from quantriage.workflows.export_target import refuse_for
 from quantriage.workflows.fill_bank import Wanted
+from quantriage.workflows.fold import fold_channels
 from quantriage.workflows.learn_scales import learn_scales, learning_finding
 from quantriage.workflows.opened import open_model, started_dtype
 from quantriage.workflows.options import RecoverOptions
@@ -78,12 +79,17 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
         run = RecoverRun(
             options,
             opened,
+            opened,
             tokens,
             RunDir(options.run_folder),
             Ledger(options.run_folder / LEDGER, frozen_settings(options, opened, tokens)),
             clock,
             progress,
         )
+    sites = [name for name, schemes in menus.items() if schemes]
+    scaled, folded = fold_channels(options, opened, tokens.calibration, sites, run.ledger, clock, progress)
+    run = replace(run, scaled=scaled)
+    findings.extend(folded)
     with clock.stage("sensitivity"):
         predicted = _predictions(run, findings)
         contest = enter(
@@ -92,7 +98,7 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
     with clock.stage("rounding"):
         wanted = {name: Wanted(schemes) for name, schemes in contest.schemes_wanted().items()}
         bank, rounded = round_candidates(
-            opened,
+            scaled,
             tokens.calibration,
             wanted,
             run.folder,
@@ -140,7 +146,7 @@ def _units(run: RecoverRun, predicted: Predictions) -> tuple[Unit, ...]:
 
 def _predictions(run: RecoverRun, findings: list[Finding]) -> Predictions:
     """Fisher scores of plain rounding for every site and scheme, from the ladder's records."""
-    options, opened = run.options, run.opened
+    options, opened = run.options, run.scaled
     menus, more = menus_for(opened, options.target)
     findings.extend(more)
     if "sensitivity" not in run.ledger.completed():
@@ -222,6 +228,7 @@ def _write_records(
             "mixes": options.mixes,
             "swaps": options.swaps,
             "learn": options.learn,
+            "fold": options.fold,
         },
         output_files=files,
     )

@@ -38,10 +38,11 @@ class RunTokens:
 
 @dataclass(frozen=True)
 class RecoverRun:
-    """What every stage of a run reads."""
+    """What every stage of a run reads. `scaled` is the model as it is rounded: `opened`, or folded."""
 
     options: RecoverOptions
     opened: OpenedModel
+    scaled: OpenedModel
     tokens: RunTokens
     records: RunDir
     ledger: Ledger
@@ -81,6 +82,7 @@ class RecoverRun:
             self.options.state_bytes,
             self.progress,
             stage,
+            self.scaled.model,
         )
 
 
@@ -100,6 +102,7 @@ def frozen_settings(
         "mixes": options.mixes,
         "swaps": options.swaps,
         "learn": options.learn,
+        "fold": options.fold,
         "seed": options.seed,
         "compute": opened.compute.dtype_name,
     }

@@ -85,4 +85,4 @@ def _rivals(run: RecoverRun, chosen: Chosen, contest: Contest) -> tuple[list[Riv
 
 def _export(run: RecoverRun, mix: NamedMix, bank: CandidateBank) -> dict[str, str]:
     replace = run.options.replace or run.options.out.exists()
-    return export_for(run.options.target, run.opened, mix.schemes, bank, run.options.out, replace)
+    return export_for(run.options.target, run.scaled, mix.schemes, bank, run.options.out, replace)
