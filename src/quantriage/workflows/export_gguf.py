@@ -6,6 +6,7 @@ it (`formats/gguf_outline.py`), and every tensor that is not planned goes in as 
 reference's file rather than building it anew keeps keys that nobody here knows. Peak memory: one tensor.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
@@ -23,6 +24,7 @@ from quantriage.formats.gguf_order import row_order
 from quantriage.formats.gguf_outline import as_gguf, half_kind
 from quantriage.formats.gguf_writer import rewrite_gguf
 from quantriage.formats.scaled_weights import ScaledWeights
+from quantriage.formats.weight_source import WeightSource
 from quantriage.model.site import ModelMap
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.block_types import BLOCK_TYPES
@@ -62,20 +64,21 @@ def export_gguf(
     blocks: Callable[[str], BlockTensor],
     directory: Path,
     replace: bool = False,
-    scaled: ScaledWeights | None = None,
 ) -> dict[str, str]:
     """Write `directory`/NAME.gguf, NAME being the directory's own; returns sha256 by file name.
 
-    `blocks` gives a site's weight by name, one at a time. scaled: the checkpoint's weights in the scaling
-    that sites were rounded in. Raises what `refuse_unwritable` does, StorageError
+    `blocks` gives a site's weight by name, one at a time; the checkpoint's weights are in the same scaling. Raises what `refuse_unwritable` does, StorageError
     if the reference lies in `directory`, CheckpointError for a weight that its type cannot hold.
     """
     if checkpoint.path.resolve().is_relative_to(directory.resolve()):
         raise StorageError(f"{directory}: holds the reference itself; choose another place")
     name = f"{directory.absolute().name}.gguf"
+    values = checkpoint.weights
+    if isinstance(values, ScaledWeights):
+        checkpoint = dataclasses.replace(checkpoint, weights=values.inner)
     with as_gguf(checkpoint) as weights, new_folder(directory, replace) as folder:
         _refuse(weights, model_map, schemes)
-        tensors = _Tensors(weights, schemes, blocks, _plain(checkpoint, weights, model_map, schemes, scaled))
+        tensors = _Tensors(weights, schemes, blocks, _plain(checkpoint, weights, model_map, schemes, values))
         default = half_kind(checkpoint) if weights is not checkpoint.weights else "F16"
         rewrite_gguf(weights.source.path, folder / name, tensors, _file_type(model_map, schemes, default))
         digest = file_digest(folder / name)
@@ -87,21 +90,19 @@ def _plain(
     weights: GGUFWeights,
     model_map: ModelMap,
     schemes: Mapping[str, Scheme],
-    scaled: ScaledWeights | None,
+    values: WeightSource,
 ) -> DenseTensors:
     """What changes and is not planned: all of a folder; else sites above two bytes, and what is rescaled."""
     planned = {f"{name}.weight" for name in schemes}
-    values = checkpoint.weights if scaled is None else scaled
     if weights is not checkpoint.weights:
         return DenseTensors(weights, values, [n for n in weights.parts if n not in planned])
     sites = [f"{site.name}.weight" for site in model_map.sites if site.name not in schemes]
-    rescaled = [] if scaled is None else [n for n in scaled.factors if n not in planned]
+    rescaled = values.factors.keys() - planned if isinstance(values, ScaledWeights) else ()
 
     def moves(name: str) -> bool:
         return any(weights.source.tensors[part].kind.name not in _TWO_BYTES for part in weights.parts[name])
 
-    names = dict.fromkeys([*filter(moves, sites), *rescaled])
-    return DenseTensors(weights, values, list(names), "F16")
+    return DenseTensors(weights, values, {*filter(moves, sites), *rescaled}, "F16")
 
 
 class _Tensors(Mapping[str, tuple[str, bytes]]):

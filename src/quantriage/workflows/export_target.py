@@ -1,11 +1,9 @@
 """What a target's checkpoint is written as: a folder of one of FOLDERS, or GGUF."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from quantriage.formats.bank import CandidateBank
-from quantriage.formats.scaled_weights import ScaledWeights
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.targets import target_named
 from quantriage.workflows.export import export, refuse_unsupported
@@ -38,21 +36,13 @@ def export_for(
     blocks = {site.name: site.block for site in opened.map.sites}
     stored = target_named(target).stored
     if stored == "gguf":
-        weights = opened.checkpoint.weights
-        scaled = weights if isinstance(weights, ScaledWeights) else None
-        checkpoint = (
-            opened.checkpoint
-            if scaled is None
-            else dataclasses.replace(opened.checkpoint, weights=scaled.inner)
-        )
         return export_gguf(
-            checkpoint,
+            opened.checkpoint,
             opened.map,
             chosen,
             lambda name: bank.read_blocks(blocks[name], name, chosen[name]),
             directory,
             replace,
-            scaled,
         )
     return export(
         opened.model,
