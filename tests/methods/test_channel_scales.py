@@ -80,7 +80,7 @@ def test_a_quotient_that_float16_cannot_hold_is_left_alone() -> None:
 
 
 def test_pivots_stand_for_what_feedback_leaves() -> None:
-    """Independent inputs: pivots are the diagonal. Of two channels that repeat each other one costs little."""
+    """Independent inputs: pivots are the diagonal. Of two channels that repeat each other one is cheap."""
     generator = torch.Generator().manual_seed(7)
     lengths = torch.rand(16, generator=generator) + 0.5
     inputs = torch.randn(4096, 16, generator=generator) * torch.linspace(0.5, 2, 16)

@@ -67,8 +67,9 @@ def export_gguf(
 ) -> dict[str, str]:
     """Write `directory`/NAME.gguf, NAME being the directory's own; returns sha256 by file name.
 
-    `blocks` gives a site's weight by name, one at a time; the checkpoint's weights are in the same scaling. Raises what `refuse_unwritable` does, StorageError
-    if the reference lies in `directory`, CheckpointError for a weight that its type cannot hold.
+    `blocks` gives a site's weight by name, one at a time, in the scaling of the checkpoint's weights. Raises
+    what `refuse_unwritable` does, StorageError if the reference lies in `directory`, CheckpointError for a
+    weight that its type cannot hold.
     """
     if checkpoint.path.resolve().is_relative_to(directory.resolve()):
         raise StorageError(f"{directory}: holds the reference itself; choose another place")
