@@ -18,9 +18,10 @@ from quantriage.records.types import Lock, Proof, QuantizedSite
 from quantriage.stream.compute import exact
 from quantriage.workflows.evaluate import evaluate
 from quantriage.workflows.fold import FOLD, seen_through
+from quantriage.workflows.lint import lint
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import open_model
-from quantriage.workflows.options import EvaluateOptions, QuantizeOptions
+from quantriage.workflows.options import EvaluateOptions, LintOptions, QuantizeOptions
 from quantriage.workflows.quantize import quantize
 from quantriage.workflows.recover import recover
 
@@ -135,6 +136,14 @@ def test_a_gguf_holds_the_divided_norms(kind: str, tmp_path: Path) -> None:
         elif "proj" not in name:
             assert torch.equal(plain, folded), name
     assert 0 < found["channels"][1] < 2 * found["none"][1]
+
+
+def test_lint_takes_a_folded_export_for_sound(place: Place, tmp_path: Path) -> None:
+    """Rows and columns differ from the reference's; that others undo it has to be seen."""
+    options = place.quantize(tmp_path / "out", scheme="w4a-g32", fold="channels")
+    quantize(options)
+    record = lint(LintOptions(candidate=str(options.out), reference=str(place.model)))
+    assert [f for f in record.findings if f.severity == "error"] == []
 
 
 def test_another_fold_does_not_resume(place: Place, tmp_path: Path) -> None:

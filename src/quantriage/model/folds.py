@@ -10,6 +10,7 @@ nonlinearity, queries before the softmax, a norm that feeds the residual stream)
 factors and a tolerance were rejected: they cannot tell a channel that stays from one that moves a little.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -59,7 +60,18 @@ def find_folds(model: CausalModel) -> tuple[Fold, ...]:
         if key not in seen:
             seen[key] = _folds_of(_Trial.of(model, template, hidden, calls[index]))
         found.extend(replace(fold, block=index) for fold in seen[key])
-    return tuple(found)
+    return _without_shared(model, found)
+
+
+def _without_shared(model: CausalModel, folds: Sequence[Fold]) -> tuple[Fold, ...]:
+    """Those whose tensors no other block reads: a tensor has one scaling."""
+    pieces = [model.block_pieces(index) for index in range(model.block_count)]
+    uses = Counter(piece.tensor for of_block in pieces for of_name in of_block.values() for piece in of_name)
+    return tuple(
+        fold
+        for fold in folds
+        if all(uses[p.tensor] == 1 for n in fold.producers | fold.consumers for p in pieces[fold.block][n])
+    )
 
 
 def scaled_weights(model: CausalModel, folds: Sequence[Fold], scales: Mapping[str, Tensor]) -> ScaledWeights:
@@ -69,9 +81,10 @@ def scaled_weights(model: CausalModel, folds: Sequence[Fold], scales: Mapping[st
     offsets: dict[str, float] = {}
     transposed: set[str] = set()
     for fold in folds:
-        scale = scales.get(fold.name)
-        pieces = model.block_pieces(fold.block)
-        for name, turned in (fold.producers | fold.consumers).items() if scale is not None else ():
+        if fold.name not in scales:
+            continue
+        scale, pieces = scales[fold.name], model.block_pieces(fold.block)
+        for name, turned in (fold.producers | fold.consumers).items():
             tensors = [piece.tensor for piece in pieces[name]]
             if turned:
                 transposed.update(tensors)
