@@ -167,8 +167,18 @@ class Against:
         columns = not fit.of_columns or any(
             undoes(fit.columns, other, width) for other in [*vectors, *(f.rows for f in near.values())]
         )
-        rows = not fit.of_rows or any(undoes(fit.rows, f.columns, width) for f in near.values())
+        behind = [
+            *(f.columns for f in near.values()),
+            *self._columns_near(name),
+        ]  # rescaled too little to fit
+        rows = not fit.of_rows or any(undoes(fit.rows, other, width) for other in behind)
         return columns and rows
+
+    def _columns_near(self, name: str) -> list[Tensor]:
+        """Factors of the columns of the other modules in the block of a tensor."""
+        own, block = name.removesuffix(".weight"), self._block(name)
+        found = self.column_factors.items()
+        return [f for module, f in found if module != own and self._block(f"{module}.weight") == block]
 
     def _head_width(self) -> int | None:
         width, heads = self.subject.setting("hidden_size"), self.subject.setting("num_attention_heads")
@@ -210,7 +220,7 @@ class Against:
 
     def _vector_undone(self, name: str) -> bool:
         ratio, block = self.vectors[name], self._block(name)
-        near = [f for module, f in self.column_factors.items() if self._block(f"{module}.weight") == block]
+        near = self._columns_near(name)
         near += [f.columns for other, f in self.rescaled.items() if self._block(other) == block]
         return any(undoes(ratio, factors, None) for factors in near if factors.numel() == ratio.numel())
 
