@@ -26,7 +26,7 @@ from quantriage.records.digest import bytes_digest
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding
 from quantriage.stream.block_hessians import block_hessians
-from quantriage.stream.hessian import HessianSum
+from quantriage.stream.loss_hessians import BlockSums
 from quantriage.stream.progress import Progress
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.states import StateStore
@@ -107,8 +107,8 @@ def _choose(stream: Stream, folds: Sequence[Fold], stored: torch.dtype, seed: in
             wanted[fold.block] = (*wanted.get(fold.block, ()), *readers[fold.name])
     found: dict[str, Tensor] = {}
 
-    def on_block(index: int, block: nn.Module, sums: dict[InputKey, HessianSum]) -> None:
-        hessians = {key: total.value().cpu() * total.tokens for key, total in sums.items()}
+    def on_block(index: int, block: nn.Module, sums: BlockSums) -> None:
+        hessians = {key: total.value().cpu() * total.tokens for key, total in sums.inputs.items()}
         for fold in folds:
             if fold.block == index and readers[fold.name]:
                 found[fold.name] = _scales(block, fold, readers[fold.name], hessians, stored)

@@ -175,7 +175,7 @@ def _row(found: Sweep, variant: SweepVariant) -> VariantRow:
         change="" if against is None else f"{signed(against.low)} to {signed(against.high)}",
         perplexity=number(variant.perplexity.value, 4),
         perplexity_change=f"{'+' if loss >= 0 else '−'}{percent(abs(loss))}",
-        seconds=duration(variant.rounding_seconds + variant.statistics_seconds),
+        seconds=duration(variant.rounding_cpu_seconds + variant.statistics_cpu_seconds),
         loads=", ".join(variant.loads) or "no target here",
     )
 
