@@ -74,7 +74,7 @@ class Judged:
     kl_interval: tuple[float, float]
     perplexity: float
     top1_agreement: float
-    bits_per_weight: float
+    bits_per_weight: float  # of the blocks
     file_bytes: int
 
 
@@ -94,7 +94,7 @@ def judged(reference: str, candidate: Path, text: Sequence[Path], sequences: int
         (result.kl.low, result.kl.high),
         result.perplexity.value,
         result.top1_agreement.value,
-        result.bits_per_weight,
+        result.blocks_bits_per_weight or result.bits_per_weight,
         result.file_bytes or 0,
     )
 

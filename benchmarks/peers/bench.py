@@ -189,7 +189,8 @@ def command(bench: Bench, row: Row, peer: Peer | None, figures: Path) -> list[st
         shape += ["--evaluation-sequences", str(bench.evaluation_sequences)]
         shape += ["--evaluation-length", str(bench.evaluation_length)]
         texts += [word for text in bench.evaluate for word in ("--evaluate", str(text))]
-    out = ["--target", "transformers", "--out", str(bench.candidate(row)), "--replace", "--quiet"]
+    target = [] if "--target" in asked else ["--target", "transformers"]
+    out = [*target, "--out", str(bench.candidate(row)), "--replace", "--quiet"]
     environment = ["env", f"OMP_NUM_THREADS={bench.threads}"]
     program = str(Path(sys.executable).parent / "quantriage")
     return [*environment, program, asked[0], bench.model, *asked[1:], *texts, *shape, *out]

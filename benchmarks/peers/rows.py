@@ -38,6 +38,8 @@ ROWS: tuple[Row, ...] = (
     _ours("w4a", 4.5, "quantize", "--scheme", "w4a-g{group}"),
     _ours("w4s", 4.5, "quantize", "--scheme", "w4s-g{group}"),
     _ours("recover 4.5", 4.5, "recover", "--bpw", "4.5"),
+    _ours("recover llama.cpp 4.9", 4.5, "recover", "--target", "llama.cpp", "--bpw", "4.9"),
+    _ours("recover llama.cpp 3.9", 3.3, "recover", "--target", "llama.cpp", "--bpw", "3.9"),
     _ours("rtn w3a", 3.3, "quantize", "--scheme", "w3a-g{group}", "--method", "rtn"),
     _ours("w3a", 3.3, "quantize", "--scheme", "w3a-g{group}"),
     Row(f"{_LC} rtn w4a", _LC, 4.5, ("--method", "rtn", *_GROUP)),

@@ -36,7 +36,7 @@ def evaluations(results: Sequence[EvalResult]) -> Table:
     rows = (
         (
             result.label,
-            f"{result.bits_per_weight:.2f}",
+            _bits(result),
             with_interval(result.kl),
             f"{result.perplexity.value:.3f}",
             f"{100 * result.top1_agreement.value:.1f}%",
@@ -44,6 +44,16 @@ def evaluations(results: Sequence[EvalResult]) -> Table:
         for result in results
     )
     return plain_table(_COLUMNS, rows)
+
+
+def _bits(result: EvalResult) -> str:
+    """4.50, and in brackets the bits of the blocks alone and of the whole file where they are told apart."""
+    apart = [
+        f"{v:.2f}" for v in (result.blocks_bits_per_weight, result.file_bits_per_weight) if v is not None
+    ]
+    if result.blocks_bits_per_weight is None:
+        return f"{result.bits_per_weight:.2f}"
+    return f"{result.bits_per_weight:.2f} ({', '.join(apart)})"
 
 
 _TASK_COLUMNS = ("task", "metric", "items", "reference", "candidate", "difference [95%]", "lost, won", "p")

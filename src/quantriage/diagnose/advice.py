@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from quantriage.model.site import ModelMap, Site
+from quantriage.model.site import End, ModelMap, Site
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.types import Diagnosis
 
@@ -14,7 +14,7 @@ def diagnose_sites(
     model_map: ModelMap, base: Mapping[str, Scheme], predicted: Mapping[tuple[str, Scheme], float]
 ) -> list[Diagnosis]:
     """One record for each site in `base` (site -> its cheapest uniform scheme), most sensitive first."""
-    sites = [site for site in model_map.sites if site.name in base]
+    sites = [part for part in model_map.parts if part.name in base]
     costs = {site.name: predicted[site.name, base[site.name]] for site in sites}
     total = sum(costs.values())
     ordered = sorted(sites, key=lambda site: -costs[site.name])
@@ -34,8 +34,10 @@ def diagnose_sites(
     return found
 
 
-def category(site: Site, blocks: int) -> str:
+def category(site: Site | End, blocks: int) -> str:
     """Where the site stands: first or last block, and its part in the block."""
+    if isinstance(site, End):
+        return site.category
     if site.block == 0:
         return f"first block, {site.category}"
     if site.block == blocks - 1:

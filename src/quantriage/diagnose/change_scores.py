@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from quantriage.diagnose.end_scores import EndScores
 from quantriage.diagnose.noise import RowNoise, expected_squares
 from quantriage.model.capture import WeightCall
 from quantriage.model.site import Site, read_site
@@ -47,12 +48,17 @@ class ChangeScores(Generic[L]):
 
 
 def score_changes(
-    stream: Stream, changes: Changes[L], seed: int, draws: int = 1, stage: str = "sensitivity"
+    stream: Stream,
+    changes: Changes[L],
+    seed: int,
+    draws: int = 1,
+    stage: str = "sensitivity",
+    ends: EndScores | None = None,
 ) -> ChangeScores[L]:
     """Score what `changes` gives for every site on the stream's tokens.
 
     draws: probes drawn; each costs a forward and a backward pass. Memory: one block, the changes of its
-    sites, and the stream's state budget.
+    sites, and the stream's state budget. ends: scores embedding and head in passing, for itself.
     """
     sums: dict[tuple[str, L], tuple[float, float]] = {}  # per token, per sequence
 
@@ -80,8 +86,12 @@ def score_changes(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
         stream.forward(keep=True, stage=f"{stage}: forward")
+        if ends is not None:
+            ends.at_head(stream)
         stream.head_gradients(generator)
         stream.backward(on_block, stage=f"{stage}: backward")
+        if ends is not None:
+            ends.at_embedding(stream)
         stream.states.clear()
     scale = 0.5 / (stream.tokens.tokens.numel() * draws)
     per_token = {key: both[0] * scale for key, both in sums.items()}

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantriage.diagnose.change_scores import Shift, score_changes
+from quantriage.diagnose.end_scores import EndScores
 from quantriage.methods.block_rounding import nearest_blocks
-from quantriage.model.site import Site
+from quantriage.model.site import End, Site
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.choose_qparams import choose_qparams
 from quantriage.numerics.min_max import MinMax
@@ -41,9 +42,13 @@ def nearest_stored(weight: Tensor, scheme: Scheme) -> QuantizedTensor | BlockTen
 
 
 def fisher_scores(
-    stream: Stream, menus: Mapping[str, tuple[Scheme, ...]], seed: int, draws: int = 1
+    stream: Stream,
+    menus: Mapping[str, tuple[Scheme, ...]],
+    seed: int,
+    draws: int = 1,
+    ends: tuple[End, ...] = (),
 ) -> FisherScores:
-    """Score every site in `menus` for each of its schemes on the stream's tokens.
+    """Score every site, and of `ends`, in `menus` for each of its schemes on the stream's tokens.
 
     draws: probes drawn; each costs a forward and a backward pass. Memory: one
     block, its weight errors in every scheme, and the stream's state budget.
@@ -58,5 +63,9 @@ def fisher_scores(
             found[scheme] = Shift(candidate.dequantize().sub_(weight))
         return found
 
-    scores = score_changes(stream, changes, seed, draws)
-    return FisherScores(scores.per_token, scores.per_sequence, errors, scores.kl)
+    outer = EndScores(stream.model, ends, menus)
+    scores = score_changes(stream, changes, seed, draws, ends=outer)
+    token, sequence, kl = outer.totals()
+    return FisherScores(
+        scores.per_token | token, scores.per_sequence | sequence, errors | outer.errors, scores.kl | kl
+    )

@@ -28,7 +28,7 @@ def sensitivity_records(
     model_map: ModelMap, scores: FisherScores, swaps: Mapping[Key, float] | None = None
 ) -> list[Sensitivity]:
     """One record for each site and scheme scored."""
-    shapes = {site.name: site.shape for site in model_map.sites}
+    shapes = {part.name: part.shape for part in model_map.parts}
     found = []
     for (name, scheme), error in scores.errors.items():
         rows, columns = shapes[name]

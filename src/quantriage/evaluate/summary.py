@@ -30,6 +30,8 @@ class Subject:
     file_bytes: int | None = None
     source: str = "in memory"
     digest: str = ""
+    blocks_bits: float | None = None
+    file_bits: float | None = None
 
 
 def summarize(subject: Subject, scores: TokenScores, tokens: Tensor, decode: Decode) -> EvalResult:
@@ -49,6 +51,8 @@ def summarize(subject: Subject, scores: TokenScores, tokens: Tensor, decode: Dec
         bits_per_weight=subject.bits_per_weight,
         body_bytes=subject.body_bytes,
         file_bytes=subject.file_bytes,
+        blocks_bits_per_weight=subject.blocks_bits,
+        file_bits_per_weight=subject.file_bits,
         tokens=flat.numel(),
         perplexity=perplexity_interval(nll),
         kl=mean_interval(kl),

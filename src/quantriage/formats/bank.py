@@ -1,6 +1,7 @@
 """A run's own store of quantized candidates: several schemes of every site, so that mixes can be tried.
 
-One safetensors file per block, written whole by temporary name and renamed, codes packed to their true width.
+One safetensors file per block, and one for embedding and head, written whole by temporary name and renamed,
+codes packed to their true width.
 Quantizing again for every mix was rejected: the Hessian passes cost minutes, reading a candidate costs
 milliseconds, and what was measured is then byte for byte what ships.
 """
@@ -27,12 +28,12 @@ class CandidateBank:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def path(self, block: int) -> Path:
-        """The file of one block."""
-        return self._folder / f"block-{block:05d}.safetensors"
+    def path(self, block: int | None) -> Path:
+        """The file of one block; None for that of embedding and head."""
+        return self._folder / ("ends.safetensors" if block is None else f"block-{block:05d}.safetensors")
 
     def write(
-        self, block: int, candidates: Mapping[tuple[str, Scheme], QuantizedTensor | BlockTensor]
+        self, block: int | None, candidates: Mapping[tuple[str, Scheme], QuantizedTensor | BlockTensor]
     ) -> str:
         """Store all candidates of one block; returns the file's sha256."""
         tensors: dict[str, Tensor] = {}
@@ -52,7 +53,7 @@ class CandidateBank:
         write_bytes(self.path(block), data)
         return bytes_digest(data)
 
-    def read(self, block: int, site: str, scheme: Scheme) -> QuantizedTensor:
+    def read(self, block: int | None, site: str, scheme: Scheme) -> QuantizedTensor:
         """One candidate; KeyError if it was never written."""
         key = f"{site}|{scheme}"
         with safe_open(self.path(block), framework="pt") as file:
@@ -68,7 +69,7 @@ class CandidateBank:
                 zero_point = file.get_tensor(f"{key}|zero_point")
             return QuantizedTensor(scheme, codes, file.get_tensor(f"{key}|scale"), zero_point)
 
-    def read_blocks(self, block: int, site: str, scheme: Scheme) -> BlockTensor:
+    def read_blocks(self, block: int | None, site: str, scheme: Scheme) -> BlockTensor:
         """One candidate in a GGUF type; KeyError if it was never written."""
         key = f"{site}|{scheme}"
         with safe_open(self.path(block), framework="pt") as file:
@@ -76,7 +77,7 @@ class CandidateBank:
                 raise KeyError(key)
             return BlockTensor(scheme, file.get_tensor(f"{key}|raw"))
 
-    def values(self, block: int, site: str, scheme: Scheme) -> Tensor:
+    def values(self, block: int | None, site: str, scheme: Scheme) -> Tensor:
         """One candidate dequantized, [out, in]."""
         if scheme.in_blocks:
             return self.read_blocks(block, site, scheme).dequantize()

@@ -4,6 +4,8 @@ A format hides how a file names and packs its tensors. Handing containers upward
 method would then have to ask which format it serves.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -29,3 +31,27 @@ class WeightSource(Protocol):
     def stored(self, module: str) -> StoredWeight | None:
         """What is stored for a module's weight (its name without ".weight"); None if it is dense."""
         ...
+
+
+@dataclass(frozen=True)
+class ReplacedWeights:
+    """A WeightSource: the tensors in `given` come from there, made anew each time, others from `origin`."""
+
+    origin: WeightSource
+    given: Mapping[str, Callable[[], Tensor]]
+
+    def names(self) -> tuple[str, ...]:
+        """The origin's."""
+        return self.origin.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The origin's."""
+        return self.origin.shape(name)
+
+    def get(self, name: str) -> Tensor:
+        """What is given, else the origin's."""
+        return self.given[name]() if name in self.given else self.origin.get(name)
+
+    def stored(self, module: str) -> StoredWeight | None:
+        """The origin's, None for what is given."""
+        return None if f"{module}.weight" in self.given else self.origin.stored(module)

@@ -21,6 +21,7 @@ from quantriage.errors import ArchitectureError, CheckpointError
 from quantriage.formats.checkpoint import Checkpoint
 from quantriage.formats.weight_source import WeightSource
 from quantriage.model.layout import Piece, parameter_layout
+from quantriage.model.site import End
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,26 @@ class CausalModel:
             if part == "embedding" or pieces[0].tensor not in found:
                 found[pieces[0].tensor] = part
         return found
+
+    def ends(self) -> tuple[End, ...]:
+        """Embedding and head as weights that may be stored quantized; one where both read one tensor."""
+        found: dict[str, End] = {}
+        for prefix, embeds in ((self._embedding_prefix, True), (self._head_prefix, False)):
+            tensor = self._layout[f"{prefix}.weight"][0].tensor
+            shape = self.checkpoint.weights.shape(tensor)
+            if len(shape) != 2 or not tensor.endswith(".weight"):
+                continue
+            place = 0 if embeds else self.block_count - 1
+            end = End(tensor.removesuffix(".weight"), (shape[0], shape[1]), embeds, not embeds, place)
+            before = found.get(tensor)
+            found[tensor] = end if before is None else replace(before, projects=True)
+        return tuple(found.values())
+
+    @property
+    def head_module(self) -> nn.Module:
+        """The module that makes logits, to watch its product inside `head()`."""
+        head: nn.Module = self._head
+        return head
 
     def used_tensors(self) -> tuple[str, ...]:
         """Every checkpoint tensor that some parameter reads, blocks in order after the outer part."""

@@ -28,7 +28,7 @@ def discover(model: CausalModel) -> ModelMap:
         if key not in seen:
             seen[key] = _watch(model, template, hidden, calls[index])
         sites.extend(_sites_of(index, template, seen[key], model.block_pieces(index)))
-    return ModelMap(model.block_count, tuple(sites))
+    return ModelMap(model.block_count, tuple(sites), model.ends())
 
 
 class _Product:

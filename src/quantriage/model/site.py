@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from quantriage.records.types import SiteInfo
+from quantriage.records.types import END_CATEGORIES, SiteInfo
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,42 @@ class Site:
 
 
 @dataclass(frozen=True)
+class End:
+    """A weight [vocabulary, width] outside the blocks: the embedding, the head, or, tied, one that is both.
+
+    place: the block beside it, in tables.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    embeds: bool
+    projects: bool
+    place: int
+
+    @property
+    def category(self) -> str:
+        """As the records call it; one of END_CATEGORIES."""
+        return END_CATEGORIES[self.embeds + 2 * self.projects - 1]
+
+    def info(self) -> SiteInfo:
+        """The end as a record."""
+        return SiteInfo(
+            name=self.name, block=self.place, module=self.name, category=self.category, shape=self.shape
+        )
+
+
+@dataclass(frozen=True)
 class ModelMap:
     """What running the model showed: how many blocks, and every site in checkpoint terms, in run order."""
 
     blocks: int
     sites: tuple[Site, ...]
+    ends: tuple[End, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Site | End, ...]:
+        """Sites, then ends."""
+        return (*self.sites, *self.ends)
 
     def in_block(self, index: int) -> tuple[Site, ...]:
         """Sites of one block."""
@@ -60,6 +91,15 @@ class ModelMap:
     def by_name(self) -> dict[str, Site]:
         """Sites by checkpoint module name."""
         return {site.name: site for site in self.sites}
+
+    def infos(self) -> list[SiteInfo]:
+        """Sites and ends as records, ends last; a target says whether it takes ends quantized."""
+        return [part.info() for part in self.parts]
+
+    def bank_block(self, name: str) -> int | None:
+        """Which file of a bank holds the candidates of a site (its block's) or an end (None)."""
+        sites = self.by_name()
+        return sites[name].block if name in sites else None
 
 
 def read_site(block: nn.Module, site: Site) -> Tensor:

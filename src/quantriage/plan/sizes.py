@@ -4,13 +4,13 @@ Full precision is counted at two bytes a weight, whatever dtype the source has, 
 serves; so a plan's size depends on the plan alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from quantriage.errors import BudgetError
 from quantriage.formats.compressed_tensors import stored_bytes
 from quantriage.numerics.schemes import Scheme
-from quantriage.records.types import SiteInfo
+from quantriage.records.types import END_CATEGORIES, SiteInfo
 
 DENSE_BYTES = 2  # of one weight left in full precision
 
@@ -33,6 +33,14 @@ def bits_per_weight(total_bytes: int, sites: Iterable[SiteInfo]) -> float:
     if not weights:
         raise BudgetError("no site can be quantized; bits per weight needs at least one")
     return 8 * total_bytes / weights
+
+
+def bits_in_blocks(schemes: Mapping[str, Scheme | None], sites: Sequence[SiteInfo]) -> float | None:
+    """Bits per weight of the blocks' sites alone; None if no embedding or head is among `sites`."""
+    inside = [site for site in sites if site.category not in END_CATEGORIES]
+    if len(inside) == len(sites):
+        return None
+    return bits_per_weight(sum(site_bytes(schemes[site.name], site.shape) for site in inside), inside)
 
 
 def budget_bytes_for(bpw: float, sites: Iterable[SiteInfo]) -> int:

@@ -16,7 +16,7 @@ import msgspec
 from quantriage.errors import BudgetError, UsageError
 from quantriage.numerics.block_types import BLOCK_TYPES
 from quantriage.numerics.schemes import ScaleDtype, Scheme
-from quantriage.records.types import SiteInfo
+from quantriage.records.types import END_CATEGORIES, SiteInfo
 
 _WHERE = ("g32", "g64", "g128", "channel")
 _FOUR_BITS = tuple(f"w4{kind}-{where}" for kind in "sa" for where in _WHERE)
@@ -28,7 +28,8 @@ class Target:
 
     fuses: whether it joins weights (q, k and v; gate and up), which must then share a scheme. stored: the
     format written for it. budgets: whether `recover` spends a budget in it; the others take one scheme, or a
-    plan written by hand, from `quantize`.
+    plan written by hand, from `quantize`. ends: whether it loads embedding and head quantized, so that plans
+    and budgets have them among the sites.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Target:
     fuses: bool = True
     stored: Literal["compressed-tensors", "gptq", "awq", "gguf"] = "compressed-tensors"
     budgets: bool = True
+    ends: bool = False
 
 
 TARGETS: dict[str, Target] = {
@@ -81,6 +83,7 @@ TARGETS: dict[str, Target] = {
         "or a folder of llama, mistral, qwen2 or qwen3",
         fuses=False,
         stored="gguf",
+        ends=True,
     ),
 }
 
@@ -102,9 +105,11 @@ def refuse_budget(name: str) -> None:
 
 
 def sites_for(target: str, sites: Sequence[SiteInfo]) -> list[SiteInfo]:
-    """The sites, with what the target fuses."""
-    if target_named(target).fuses:
-        return list(sites)
+    """What the target loads quantized of a model's sites and ends, with what it fuses."""
+    entry = target_named(target)
+    sites = [site for site in sites if entry.ends or site.category not in END_CATEGORIES]
+    if entry.fuses:
+        return sites
     return [msgspec.structs.replace(site, fused_with=()) for site in sites]
 
 

@@ -34,8 +34,12 @@ class Finding(Record, frozen=True):
     site: str | None = None
 
 
+END_CATEGORIES = ("embedding", "head", "embedding and head")
+"""Categories of weights outside the blocks; the last is a tied one."""
+
+
 class SiteInfo(Record, frozen=True):
-    """One quantizable weight, as the report shows it."""
+    """One quantizable weight, as the report shows it; an embedding or head stands at the block beside it."""
 
     name: str  # checkpoint module name, e.g. model.layers.3.mlp.down_proj
     block: int
@@ -165,6 +169,8 @@ class EvalResult(Record, frozen=True):
     kl_by_position: tuple[float, ...] = ()  # mean KL in equal bins along the sequence
     source: str = ""  # path of the saved directory, or "in memory"
     digest: str = ""  # of the candidate's bytes, if saved
+    blocks_bits_per_weight: float | None = None  # without embedding and head, where the sites have them
+    file_bits_per_weight: float | None = None  # bits of the whole checkpoint for each weight of the model
 
 
 class NoiseFloor(Record, frozen=True):

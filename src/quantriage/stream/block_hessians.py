@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantriage.model.capture import WeightCall
 from quantriage.model.site import Site
+from quantriage.stream.end_hessians import EndHessians
 from quantriage.stream.hessian import OutputSum
 from quantriage.stream.loss_hessians import BlockSums, LossHessians, loss_hessians
 from quantriage.stream.resident import resident_backward, resident_bytes
@@ -40,23 +41,26 @@ def block_hessians(
     stages: tuple[str, str] = ("calibrate", "quantize"),
     weighted: bool = True,
     outputs: bool = False,
+    ends: EndHessians | None = None,
 ) -> None:
     """Call `on_block` for every block in `wanted`, last block first; the stream's states are used up.
 
     stages: what progress calls the gathering and the visits. outputs: also sum the gradients at outputs.
-    Peak memory: the state budget, and one block with its Hessians and what `on_block` needs.
+    ends: sums for embedding and head. Peak memory: the state budget, and one block with its Hessians and
+    what `on_block` needs.
     """
     generator = torch.Generator().manual_seed(seed)
     gathering, visiting = stages
     stream.embed()
-    if resident_bytes(stream) + _hessian_bytes(wanted, outputs) <= stream.states.budget_bytes:
-        sums = _at_once(stream, wanted, generator, weighted, outputs, gathering)
+    extra = 0 if ends is None else ends.nbytes
+    if resident_bytes(stream) + _hessian_bytes(wanted, outputs) + extra <= stream.states.budget_bytes:
+        sums = _at_once(stream, wanted, generator, weighted, outputs, gathering, ends)
         for done, index in enumerate(sorted(wanted, reverse=True), start=1):
             on_block(index, stream.load(index), sums.pop(index).finish())
             stream.progress(visiting, done, len(wanted))
     else:
         stream.through(keep=True, stage=f"{gathering}: forward")
-        stream.head_gradients(generator)
+        stream.head_gradients(generator, None if ends is None else ends.on_head)
 
         def visit(index: int, block: nn.Module, gradients: BlockGradients) -> None:
             if index in wanted:
@@ -65,6 +69,9 @@ def block_hessians(
                 gradients.run(lambda *_: None)
 
         stream.backward(visit, stage=visiting)
+        if ends is not None:
+            for start in stream.batches:
+                ends.at_embedding(stream.states.get(f"g/{start}").to(stream.compute.device))
     stream.states.clear()
 
 
@@ -81,6 +88,7 @@ def _at_once(
     weighted: bool,
     outputs: bool,
     stage: str,
+    ends: EndHessians | None,
 ) -> dict[int, LossHessians]:
     sums = {b: LossHessians(m, stream.compute.device, weighted, outputs) for b, m in wanted.items()}
 
@@ -90,5 +98,5 @@ def _at_once(
                 sums[block].on_gradient(start, call, gradient)
             sums[block].flush()
 
-    resident_backward(stream, generator, on_block, stage)
+    resident_backward(stream, generator, on_block, stage, ends)
     return sums

@@ -41,6 +41,11 @@ class HessianSum:
         """Mean of the diagonal of the sum."""
         return float(self._sum.diagonal().mean())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the sum is."""
+        return self._sum.device
+
     def merge(self, other: "HessianSum") -> None:
         """Add another sum over other tokens."""
         self._sum += other._sum

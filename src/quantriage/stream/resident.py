@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantriage.model.capture import CaptureWeightCalls, WeightCall
+from quantriage.stream.end_hessians import EndHessians
 from quantriage.stream.stream import Stream
 
 OnBlock = Callable[[int, int, list[tuple[WeightCall, Tensor]]], None]
@@ -41,9 +42,16 @@ def resident_bytes(stream: Stream) -> int:
 
 
 def resident_backward(
-    stream: Stream, generator: torch.Generator, on_block: OnBlock, stage: str = "backward"
+    stream: Stream,
+    generator: torch.Generator,
+    on_block: OnBlock,
+    stage: str = "backward",
+    ends: EndHessians | None = None,
 ) -> None:
-    """From the states of boundary 0 forward and back, batch by batch; a batch's blocks come last to first."""
+    """From the states of boundary 0 forward and back, batch by batch; a batch's blocks come last to first.
+
+    ends: takes what passes head and embedding.
+    """
     count = stream.model.block_count
     blocks = [stream.for_products(stream.load(index)) for index in range(count)]
     with stream.model.head(stream.compute.dtype):
@@ -53,8 +61,10 @@ def resident_backward(
                 visit = _Visit(index, start, on_block)
                 hidden.register_hook(visit.finish)
                 hidden = _through(stream, index, block, hidden, visit.watch)
-            above = stream.head_gradient(hidden.detach(), generator)
-            torch.autograd.grad(hidden, first, above)
+            above = stream.head_gradient(hidden.detach(), generator, None if ends is None else ends.on_head)
+            (below,) = torch.autograd.grad(hidden, first, above)
+            if ends is not None:
+                ends.at_embedding(below)
             stream.progress(stage, number + 1, len(stream.batches))
 
 

@@ -8,6 +8,7 @@ so gradients need no more memory than a forward pass.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +24,8 @@ from quantriage.stream.fisher_probe import fisher_probes, random_signs
 from quantriage.stream.progress import Progress, silent
 from quantriage.stream.states import StateStore
 
+OnHead = Callable[[WeightCall, Tensor], None]
+"""Takes a product with the head and the gradient at its output."""
 SiteWeights = Mapping[str, Callable[[], Tensor]]
 """Site name -> function that gives the weight [out, in] to use instead of the checkpoint's."""
 
@@ -163,25 +166,38 @@ class Stream:
 
     # -- backward
 
-    def head_gradients(self, generator: torch.Generator) -> None:
+    def head_gradients(self, generator: torch.Generator, on_head: OnHead | None = None) -> None:
         """Gradients of random probes of the logits (fisher_probe.py) at the last boundary, as `g/<start>`."""
         with self.model.head(self.compute.dtype):
             for start, hidden in self.final_states():
-                self.states.put(f"g/{start}", self.head_gradient(hidden, generator))
+                self.states.put(f"g/{start}", self.head_gradient(hidden, generator, on_head))
                 self.progress("gradients at the head", start + hidden.shape[0], self.tokens.sequences)
 
-    def head_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
-        """Gradient [b, t, d] of a random probe of the logits at `hidden` [b, t, d]; inside `model.head()`."""
+    def head_gradient(
+        self, hidden: Tensor, generator: torch.Generator, on_head: OnHead | None = None
+    ) -> Tensor:
+        """Gradient [b, t, d] of a random probe of the logits at `hidden` [b, t, d]; inside `model.head()`.
+
+        on_head: takes the product with the head, and the probe at its output.
+        """
         flat = hidden.reshape(-1, hidden.shape[-1])
-        parts = [self._fisher_gradient(h, generator) for h in flat.split(self.head_rows)]
+        parts = [self._fisher_gradient(h, generator, on_head) for h in flat.split(self.head_rows)]
         return torch.cat(parts).view_as(hidden)
 
-    def _fisher_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    def _fisher_gradient(self, hidden: Tensor, generator: torch.Generator, on_head: OnHead | None) -> Tensor:
         hidden = hidden.detach().requires_grad_(True)
-        with self.compute.autocast():
+        calls: list[WeightCall] = []
+        with ExitStack() as stack:
+            stack.enter_context(self.compute.autocast())
+            if on_head is not None:
+                stack.enter_context(CaptureWeightCalls(self.model.head_module, calls.append))
             logits = self.model.logits(hidden)
         signs = random_signs(len(logits), logits.shape[1], generator).to(logits.device)
-        (gradient,) = torch.autograd.grad(logits, hidden, fisher_probes(logits.detach(), signs))
+        wanted = [hidden, *(call.output for call in calls)]
+        gradient, *at_outputs = torch.autograd.grad(logits, wanted, fisher_probes(logits.detach(), signs))
+        for call, at_output in zip(calls, at_outputs, strict=True):
+            assert on_head is not None
+            on_head(call, at_output)
         return gradient
 
     def backward(

@@ -6,7 +6,7 @@ from quantriage.errors import BudgetError
 from quantriage.formats.gguf_outline import as_gguf
 from quantriage.plan.advice_sizes import cache_bytes
 from quantriage.plan.sizes import DENSE_BYTES, weight_count
-from quantriage.plan.targets import target_named
+from quantriage.plan.targets import sites_for, target_named
 from quantriage.workflows.opened import OpenedModel
 
 _GB = 1e9
@@ -27,12 +27,12 @@ def bits_that_fit(memory_gb: float, context: int, target: str, opened: OpenedMod
             f"--memory-gb {memory_gb}: what is not quantized takes {rest / _GB:.3g} GB and the cache of "
             f"{context} tokens {cache / _GB:.3g} GB; expected more memory, or less context"
         )
-    return 8 * left / max(1, weight_count(site.info() for site in opened.map.sites))
+    return 8 * left / max(1, weight_count(sites_for(target, opened.map.infos())))
 
 
 def _rest_bytes(opened: OpenedModel, target: str) -> int:
     """Bytes of all that is no site, as the target's file stores it."""
-    sites = opened.map.by_name().keys()
+    sites = {site.name for site in sites_for(target, opened.map.infos())}
     if target_named(target).stored == "gguf":
         with as_gguf(opened.checkpoint) as file:
             return file.source.file_bytes - sum(file.nbytes(f"{name}.weight") for name in sites)

@@ -16,7 +16,7 @@ from quantriage.stream.progress import Progress, silent
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import OpenedModel, open_model
 from quantriage.workflows.options import EvaluateOptions
-from quantriage.workflows.prove import assemble_proof, noise_floor, stored_sites
+from quantriage.workflows.prove import all_weights, assemble_proof, noise_floor, stored_sites
 from quantriage.workflows.stages import StageClock
 from quantriage.workflows.tasks import on_tasks, read_tasks, task_identity
 
@@ -48,7 +48,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
         )
         scores = meter.model_scores(candidate.model, candidate.map)
         tokenizer = reference.checkpoint.tokenizer()
-        bits, body = stored_sites(candidate)
+        bits, body, blocks = stored_sites(candidate)
         subject = Subject(
             candidate.label,
             "candidate",
@@ -57,6 +57,8 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
             candidate.checkpoint.file_bytes,
             options.candidate,
             candidate.checkpoint.digest(),
+            blocks,
+            8 * candidate.checkpoint.file_bytes / all_weights(candidate),
         )
         result = summarize(subject, scores, tokens.tokens, lambda ids: str(tokenizer.decode(list(ids))))
         floor = noise_floor(meter, choose_compute(options.device, reference.model.hidden_size))

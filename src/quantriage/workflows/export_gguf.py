@@ -1,6 +1,6 @@
 """Write a GGUF file that llama.cpp loads: the reference's own, with the planned weights as blocks.
 
-Metadata, tokenizer and all tensors outside the sites are the reference's bytes. A site in full precision is
+Metadata, tokenizer and all tensors that no plan names are the reference's bytes. A site in full precision is
 stored in two bytes a weight, as plans count it. A folder has no such bytes: an outline of the file is made of
 it (`formats/gguf_outline.py`), and every tensor that is not planned goes in as plain floats. Copying the
 reference's file rather than building it anew keeps keys that nobody here knows. Peak memory: one tensor.
@@ -55,6 +55,12 @@ def _refuse(weights: GGUFWeights, model_map: ModelMap, schemes: Mapping[str, Sch
                 f"{site.name}: is a part of a larger GGUF tensor (experts, joined weights), which is not "
                 "planned yet for the target llama.cpp"
             )
+    for end in model_map.ends:
+        if f"{end.name}.weight" not in weights.parts:
+            raise BudgetError(
+                f"{end.name}: a table of its own, where the configuration says that embedding and head are "
+                "one; a GGUF file holds one of them. Set tie_word_embeddings to false, or take this one out"
+            )
 
 
 def export_gguf(
@@ -97,7 +103,7 @@ def _plain(
     planned = {f"{name}.weight" for name in schemes}
     if weights is not checkpoint.weights:
         return DenseTensors(weights, values, [n for n in weights.parts if n not in planned])
-    sites = [f"{site.name}.weight" for site in model_map.sites if site.name not in schemes]
+    sites = [f"{part.name}.weight" for part in model_map.infos() if part.name not in schemes]
     rescaled = values.factors.keys() - planned if isinstance(values, ScaledWeights) else ()
 
     def moves(name: str) -> bool:
@@ -153,7 +159,7 @@ def _file_type(model_map: ModelMap, schemes: Mapping[str, Scheme], plain: str) -
     plain: the type of sites in full precision.
     """
     counts = dict.fromkeys([*BLOCK_TYPES, plain], 0)
-    for site in model_map.sites:
+    for site in model_map.infos():
         counts[str(schemes.get(site.name, plain))] += prod(site.shape)
     kind = max(counts, key=lambda kind: counts[kind])
     return int(LlamaFileType[f"MOSTLY_{kind}_M" if kind in _MIXES else f"MOSTLY_{kind}"])

@@ -33,14 +33,14 @@ def export_for(
     opened: the model as it was rounded, in a scaling of its own or not.
     """
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
-    blocks = {site.name: site.block for site in opened.map.sites}
+    block = opened.map.bank_block
     stored = target_named(target).stored
     if stored == "gguf":
         return export_gguf(
             opened.checkpoint,
             opened.map,
             chosen,
-            lambda name: bank.read_blocks(blocks[name], name, chosen[name]),
+            lambda name: bank.read_blocks(block(name), name, chosen[name]),
             directory,
             replace,
         )
@@ -48,7 +48,7 @@ def export_for(
         opened.model,
         opened.map,
         chosen,
-        lambda name: bank.read(blocks[name], name, chosen[name]),
+        lambda name: bank.read(block(name), name, chosen[name]),
         directory,
         replace,
         stored,

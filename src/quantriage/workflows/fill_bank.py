@@ -21,7 +21,7 @@ from quantriage.formats.bank import CandidateBank
 from quantriage.methods.block_rounding import BlockResult, plain_blocks, round_blocks
 from quantriage.methods.protocol import MethodResult, SiteStatistics
 from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS, TWO_SIDED
-from quantriage.model.site import ModelMap, Site, read_site
+from quantriage.model.site import End, ModelMap, Site, read_site
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
@@ -30,10 +30,12 @@ from quantriage.parallel import threads
 from quantriage.records.ledger import Ledger
 from quantriage.records.types import Finding, QuantizedSite
 from quantriage.stream.block_hessians import block_hessians
+from quantriage.stream.end_hessians import EndHessians
 from quantriage.stream.hessian import HessianSum
 from quantriage.stream.loss_hessians import BlockSums
 from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.stream import Stream
+from quantriage.workflows.fill_ends import round_end
 
 Rounded = QuantizedTensor | BlockTensor
 _Outcome = tuple[MethodResult | BlockResult, float]
@@ -55,10 +57,11 @@ def fill_bank(
     ledger: Ledger,
     seed: int,
 ) -> list[QuantizedSite]:
-    """Write the candidates of all blocks to `bank`; returns one record for each site and scheme.
+    """Write the candidates of all blocks, and of the ends, to `bank`; one record for each site and scheme.
 
-    All sites share one kind of Hessian: UsageError if loss-weighted and unweighted methods are mixed.
-    Peak memory: one block, its Hessians, one input's factorization, and the stream's state budget.
+    All sites share one kind of Hessian: UsageError if loss-weighted and unweighted methods are mixed. Ends
+    are loss-weighted. Peak memory: one block, its Hessians, one input's factorization, and the stream's state
+    budget; after that one table and its candidates.
     """
 
     def commit(index: int, block: nn.Module, sums: BlockSums) -> None:
@@ -69,23 +72,52 @@ def fill_bank(
 
     used = {want.method for want in wanted.values()}
     missing = [b for b in range(model_map.blocks) if _step(b) not in ledger.completed()]
+    ends = tuple(end for end in model_map.ends if end.name in wanted and wanted[end.name].schemes)
+    ends = () if _ENDS in ledger.completed() else ends
+    sums = EndHessians(ends, stream.compute.device) if ends and not used <= DATA_FREE else None
     if missing and used <= DATA_FREE:
         for index in missing:
             commit(index, stream.load(index), BlockSums({}, {}))
             stream.progress("quantize", index + 1, model_map.blocks)
-    elif missing:
+    elif missing or sums is not None:
         weighted = used - DATA_FREE <= LOSS_WEIGHTED
         if not weighted and used & LOSS_WEIGHTED:
             raise UsageError(f"methods {sorted(used)} need different Hessians; use one of them in a run")
         sites = {b: tuple(s for s in model_map.in_block(b) if s.name in wanted) for b in missing}
-        block_hessians(stream, sites, seed, commit, weighted=weighted, outputs=not used.isdisjoint(TWO_SIDED))
+        two_sided = not used.isdisjoint(TWO_SIDED)
+        block_hessians(stream, sites, seed, commit, weighted=weighted, outputs=two_sided, ends=sums)
+    if ends:
+        candidates, records = _quantize_ends(stream, ends, sums, wanted)
+        ledger.commit(_ENDS, bank.write(None, candidates), {"sites": msgspec.to_builtins(records)})
     commits = ledger.completed()
-    found = [commits[_step(block)].payload["sites"] for block in range(model_map.blocks)]
+    steps = [*map(_step, range(model_map.blocks)), *([_ENDS] if _ENDS in commits else [])]
+    found = [commits[step].payload["sites"] for step in steps]
     return [record for block in found for record in msgspec.convert(block, list[QuantizedSite])]
+
+
+_ENDS = "ends"
 
 
 def _step(block: int) -> str:
     return f"block-{block}"
+
+
+def _quantize_ends(
+    stream: Stream, ends: Sequence[End], sums: EndHessians | None, wanted: Mapping[str, Wanted]
+) -> tuple[dict[tuple[str, Scheme], Rounded], list[QuantizedSite]]:
+    candidates: dict[tuple[str, Scheme], Rounded] = {}
+    records: list[QuantizedSite] = []
+    for number, end in enumerate(ends, start=1):
+        weight = stream.model.checkpoint.weights.get(f"{end.name}.weight").float().contiguous()
+        statistics = _statistics(None if sums is None else sums.of(end), end.shape[1])
+        schemes, method = wanted[end.name].schemes, wanted[end.name].method
+        rounded = round_end(weight, statistics, schemes, method not in DATA_FREE)
+        for scheme, (result, seconds) in zip(schemes, rounded, strict=True):
+            candidates[end.name, scheme] = result.quantized
+            plain = result.plain_objective
+            records.append(_record(end, scheme, method, weight, result, plain, statistics.tokens, seconds))
+        stream.progress("quantize embedding and head", number, len(ends))
+    return candidates, records
 
 
 @dataclass(frozen=True)
@@ -180,7 +212,7 @@ def _with_outputs(
 
 
 def _record(
-    site: Site,
+    site: Site | End,
     scheme: Scheme,
     method: str,
     weight: Tensor,

@@ -13,8 +13,9 @@ from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.reference_states import cached_reference, final_states
 from quantriage.evaluate.token_scores import TokenScores
 from quantriage.formats.bank import CandidateBank
+from quantriage.formats.weight_source import ReplacedWeights
 from quantriage.model.causal import CausalModel
-from quantriage.model.site import ModelMap, Site
+from quantriage.model.site import ModelMap
 from quantriage.numerics.schemes import Scheme
 from quantriage.stream.compute import Compute
 from quantriage.stream.progress import Progress, silent
@@ -61,23 +62,30 @@ class Meter:
 
     def mix(self, bank: CandidateBank, schemes: Schemes) -> TokenScores:
         """Scores of the banked candidates under `schemes`."""
-        sites = self.map.by_name()
         chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
-        return self.weights({n: partial(_banked, bank, sites[n], s) for n, s in chosen.items()})
+        block = self.map.bank_block
+        return self.weights({n: partial(bank.values, block(n), n, s) for n, s in chosen.items()})
 
     def nearest(self, schemes: Schemes) -> TokenScores:
         """Scores of plain rounding (RTN, min-max scales) under `schemes`: the baseline of baselines."""
-        sites = self.map.by_name()
+        transposed = {site.name for site in self.map.sites if site.transposed}
         chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
         get = self.model.checkpoint.weights.get
-        return self._scores(self.model, {n: partial(_nearest, get, sites[n], s) for n, s in chosen.items()})
+        nearest = {n: partial(_nearest, get, n, s, n in transposed) for n, s in chosen.items()}
+        return self._scores(self.model, nearest)
 
     def weights(self, weights: SiteWeights) -> TokenScores:
-        """Scores of the reference, as candidates were rounded in it, with some weights replaced."""
+        """Scores of the reference, as candidates were rounded in it, with some weights replaced.
+
+        Those of embedding and head may be among them.
+        """
         return self._scores(self.scaled or self.model, weights)
 
     def _scores(self, model: CausalModel, weights: SiteWeights) -> TokenScores:
         reference = self.reference()
+        ends = {f"{e.name}.weight": weights[e.name] for e in self.map.ends if e.name in weights}
+        if ends:
+            model = model.with_weights(ReplacedWeights(model.checkpoint.weights, ends))
         states = final_states(
             model,
             self.map.sites,
@@ -88,7 +96,7 @@ class Meter:
             self.progress,
             self.stage,
         )
-        return compare_states(self.model, reference, self.model, states, self.tokens, self.compute)
+        return compare_states(self.model, reference, model, states, self.tokens, self.compute)
 
     def model_scores(self, other: CausalModel, other_map: ModelMap) -> TokenScores:
         """Scores of another checkpoint, read and run as saved."""
@@ -108,10 +116,6 @@ class Meter:
         return StateStore(self.spill, self.state_bytes)
 
 
-def _banked(bank: CandidateBank, site: Site, scheme: Scheme) -> Tensor:
-    return bank.values(site.block, site.name, scheme)
-
-
-def _nearest(get: Callable[[str], Tensor], site: Site, scheme: Scheme) -> Tensor:
-    weight = get(f"{site.name}.weight").float()
-    return nearest_stored((weight.T if site.transposed else weight).contiguous(), scheme).dequantize()
+def _nearest(get: Callable[[str], Tensor], name: str, scheme: Scheme, transposed: bool) -> Tensor:
+    weight = get(f"{name}.weight").float()
+    return nearest_stored((weight.T if transposed else weight).contiguous(), scheme).dequantize()

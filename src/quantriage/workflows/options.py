@@ -134,7 +134,11 @@ class RecoverOptions(KeepsRun, EffortOptions):
     model: str = required("model folder, .gguf or .safetensors file, or hub id")
     evaluate: tuple[Path, ...] = required("text files to prove the result on; must not overlap calibration")
     out: Path = required("folder for the checkpoint; must not exist or be empty")
-    bpw: float = option(None, "budget: stored bits per weight over the quantized layers (default: 4.5)")
+    bpw: float = option(
+        None,
+        "budget: stored bits per weight over the quantized layers, for llama.cpp embedding and head too "
+        "(default: 4.5)",
+    )
     memory_gb: float | None = option(
         None, "budget instead of --bpw: all weights as stored, and a cache of --context tokens, in GB"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -13,7 +14,15 @@ from quantriage.evaluate.summary import Decode, Kind, Subject, summarize
 from quantriage.evaluate.token_scores import TokenScores
 from quantriage.formats.bank import CandidateBank
 from quantriage.formats.gguf import GGUFWeights
-from quantriage.records.types import Comparison, EvalResult, NoiseFloor, Proof
+from quantriage.plan.sizes import bits_per_weight
+from quantriage.records.types import (
+    END_CATEGORIES,
+    Comparison,
+    EvalResult,
+    NoiseFloor,
+    Proof,
+    SiteInfo,
+)
 from quantriage.stream.compute import Compute
 from quantriage.stream.states import StateStore
 from quantriage.workflows.meter import Meter, Schemes
@@ -30,6 +39,7 @@ class Rival:
     bits_per_weight: float
     body_bytes: int
     rounding: str = "gptq"
+    blocks_bits: float | None = None
 
 
 def evaluate_rival(meter: Meter, rival: Rival, bank: CandidateBank | None, decode: Decode) -> EvalResult:
@@ -40,18 +50,26 @@ def evaluate_rival(meter: Meter, rival: Rival, bank: CandidateBank | None, decod
         raise ValueError(f"{rival.label}: needs the bank of candidates")
     else:
         scores = meter.mix(bank, rival.schemes)
-    subject = Subject(rival.label, rival.kind, rival.bits_per_weight, rival.body_bytes)
+    subject = Subject(
+        rival.label, rival.kind, rival.bits_per_weight, rival.body_bytes, blocks_bits=rival.blocks_bits
+    )
     return summarize(subject, scores, meter.tokens.tokens, decode)
 
 
 def evaluate_saved(
-    meter: Meter, directory: Path, label: str, kind: Kind, body: tuple[float, int], decode: Decode
+    meter: Meter,
+    directory: Path,
+    label: str,
+    kind: Kind,
+    body: tuple[float, int, float | None],
+    decode: Decode,
 ) -> EvalResult:
-    """The checkpoint as it lies on disk, read by our reader. body: bits per weight and bytes of the sites."""
+    """The checkpoint as it lies on disk, read by our reader. body: as `stored_sites` gives it."""
     opened = open_model(str(directory), str(meter.compute.device))
     scores = meter.model_scores(opened.model, opened.map)
     size = sum(f.stat().st_size for f in directory.iterdir() if f.is_file())
-    subject = Subject(label, kind, body[0], body[1], size, str(directory), opened.checkpoint.digest())
+    digest, whole = opened.checkpoint.digest(), 8 * size / all_weights(opened)
+    subject = Subject(label, kind, body[0], body[1], size, str(directory), digest, body[2], whole)
     return summarize(subject, scores, meter.tokens.tokens, decode)
 
 
@@ -89,19 +107,30 @@ def sequence_kl(scores: TokenScores) -> list[float]:
     return [float(v) for v in means]
 
 
-def stored_sites(opened: OpenedModel) -> tuple[float, int]:
-    """Bits per weight over the sites of a checkpoint as stored, and their bytes."""
+def stored_sites(opened: OpenedModel) -> tuple[float, int, float | None]:
+    """Bits per weight over the sites of a checkpoint as stored, their bytes, and the bits of blocks alone.
+
+    A GGUF file's embedding and head count among its sites, as the target llama.cpp plans them; of other
+    formats all sites are in blocks, and the third is None.
+    """
     weights = opened.checkpoint.weights
-    dense = opened.checkpoint.stored_dtype.itemsize
-    total = count = 0
-    for site in opened.map.sites:
-        numel = site.shape[0] * site.shape[1]
-        stored = weights.stored(site.name)
-        count += numel
-        if stored is not None:
-            total += stored.nbytes
-        elif isinstance(weights, GGUFWeights) and f"{site.name}.weight" in weights.parts:
-            total += weights.nbytes(f"{site.name}.weight")  # each tensor has a float type of its own
-        else:
-            total += numel * dense
-    return 8 * total / count, total
+    gguf = isinstance(weights, GGUFWeights)
+    infos = opened.map.infos() if gguf else [site.info() for site in opened.map.sites]
+    sizes = {info.name: _stored_bytes(opened, info) for info in infos}
+    total = sum(sizes.values())
+    inside = [info for info in infos if info.category not in END_CATEGORIES]
+    blocks = bits_per_weight(sum(sizes[info.name] for info in inside), inside) if gguf else None
+    return bits_per_weight(total, infos), total, blocks
+
+
+def all_weights(opened: OpenedModel) -> int:
+    """How many weights the model has, norms and all, a tied one once."""
+    return sum(prod(opened.checkpoint.weights.shape(name)) for name in opened.model.used_tensors())
+
+
+def _stored_bytes(opened: OpenedModel, site: SiteInfo) -> int:
+    weights, tensor = opened.checkpoint.weights, f"{site.name}.weight"
+    if isinstance(weights, GGUFWeights) and tensor in weights.parts:
+        return weights.nbytes(tensor)  # each tensor has a type of its own
+    stored = weights.stored(site.name)
+    return stored.nbytes if stored is not None else prod(site.shape) * opened.checkpoint.stored_dtype.itemsize

@@ -42,7 +42,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         )
         digest = opened.checkpoint.digest()
     run.write(PLAN, plan)
-    run.write_many(SITES, [site.info() for site in opened.map.sites])
+    run.write_many(SITES, sites_for(plan.target, opened.map.infos()))
     methods = {a.site: a.method for a in plan.assignments}
     settings: dict[str, str | int | float | bool | None] = {
         "verb": "quantize",
@@ -93,7 +93,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
 def _resolve_plan(options: QuantizeOptions, opened: OpenedModel) -> Plan:
     """The plan file, checked against the model, or one scheme for every site."""
     scales = scale_dtype(opened.checkpoint)
-    infos = [site.info() for site in opened.map.sites]
+    infos = opened.map.infos()
     if (options.plan is None) == (options.scheme is None):
         raise UsageError("give either --plan FILE or --scheme, such as --scheme w4a-g64")
     if options.method not in METHODS:

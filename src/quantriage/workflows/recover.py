@@ -211,7 +211,7 @@ def _write_records(
     options, opened, tokens = run.options, run.opened, run.tokens
     plan = plan_of(winner, run.infos, options.target, f"recover at {options.bpw:.4g} bits: {winner.label}")
     run.records.write(PLAN, plan)
-    run.records.write_many(SITES, [site.info() for site in opened.map.sites])
+    run.records.write_many(SITES, run.infos)
     shipped = {(name, str(scheme)) for name, scheme in winner.schemes.items()}
     run.records.write_many(QUANTIZED, [r for r in rounded if (r.site, r.scheme) in shipped])
     lock = opened.lock(

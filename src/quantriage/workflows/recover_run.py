@@ -67,7 +67,7 @@ class RecoverRun:
     @property
     def infos(self) -> list[SiteInfo]:
         """The model's sites as records, in run order, with what the target fuses."""
-        return sites_for(self.options.target, [site.info() for site in self.opened.map.sites])
+        return sites_for(self.options.target, self.opened.map.infos())
 
     def meter(self, tokens: TokenSet, exactly: bool, stage: str) -> Meter:
         """Measure on `tokens`, in float32 if `exactly`."""

@@ -8,9 +8,8 @@ from quantriage.diagnose.fisher import FisherScores, Key, fisher_scores, nearest
 from quantriage.diagnose.ladder import rung_correlations, sensitivity_records
 from quantriage.diagnose.swap import swap_kl
 from quantriage.errors import BudgetError
-from quantriage.model.site import Site
 from quantriage.numerics.schemes import Scheme
-from quantriage.plan.targets import menu
+from quantriage.plan.targets import menu, sites_for
 from quantriage.records.run_dir import (
     CORRELATIONS,
     DIAGNOSIS,
@@ -20,7 +19,7 @@ from quantriage.records.run_dir import (
     SUMMARY,
     RunDir,
 )
-from quantriage.records.types import Finding, RunSummary, Sensitivity
+from quantriage.records.types import Finding, RunSummary, Sensitivity, SiteInfo
 from quantriage.report.render import render
 from quantriage.stream.compute import exact
 from quantriage.stream.progress import Progress, silent
@@ -39,7 +38,7 @@ def menus_for(opened: OpenedModel, target: str, specs: tuple[str, ...] = ()) -> 
     scales = scale_dtype(opened.checkpoint)
     menus: Menus = {}
     findings: list[Finding] = []
-    for site in opened.map.sites:
+    for site in sites_for(target, opened.map.infos()):
         if specs:
             schemes = tuple(s for s in (Scheme.named(t, scales) for t in specs) if _divides(s, site))
         else:
@@ -59,7 +58,7 @@ def menus_for(opened: OpenedModel, target: str, specs: tuple[str, ...] = ()) -> 
     return menus, findings
 
 
-def _divides(scheme: Scheme, site: Site) -> bool:
+def _divides(scheme: Scheme, site: SiteInfo) -> bool:
     try:
         scheme.group_width(site.shape[1])
     except BudgetError:
@@ -87,7 +86,7 @@ def score(
         StreamSettings.for_length(tokens.length),
         progress,
     )
-    return fisher_scores(stream, menus, seed, draws)
+    return fisher_scores(stream, menus, seed, draws, opened.map.ends)
 
 
 def measure_swaps(
@@ -126,7 +125,7 @@ def write_ladder(
 ) -> list[Sensitivity]:
     """Write sites, sensitivity, correlations and diagnosis records."""
     records = sensitivity_records(opened.map, scores, swaps)
-    run.write_many(SITES, [site.info() for site in opened.map.sites])
+    run.write_many(SITES, [info for info in opened.map.infos() if info.name in menus])
     run.write_many(SENSITIVITY, records)
     run.write_many(CORRELATIONS, rung_correlations(records))
     predicted = {key: kl for key, kl in scores.kl.items() if menus.get(key[0])}

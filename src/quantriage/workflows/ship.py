@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from quantriage.formats.bank import CandidateBank
 from quantriage.plan.mixes import NamedMix
-from quantriage.plan.sizes import bits_per_weight
+from quantriage.plan.sizes import bits_in_blocks, bits_per_weight
 from quantriage.records.types import EvalResult, Finding, Proof, Verdict
 from quantriage.stream.compute import choose_compute
 from quantriage.workflows.export_target import export_for
@@ -40,7 +40,8 @@ def ship_and_prove(
     winner = chosen.winner
     while True:
         files = _export(run, winner, shipped_bank)
-        size = (bits_per_weight(winner.bytes, run.infos), winner.bytes)
+        blocks = bits_in_blocks(winner.schemes, run.infos)
+        size = (bits_per_weight(winner.bytes, run.infos), winner.bytes, blocks)
         label = f"shipped: {winner.label}"
         shipped = evaluate_saved(meter, run.options.out, label, "candidate", size, decode)
         proof = assemble_proof(results, shipped, floors, run.tokens.evaluation.digest)
@@ -73,7 +74,8 @@ def _rivals(run: RecoverRun, chosen: Chosen, contest: Contest) -> tuple[list[Riv
 
     def rival(mix: NamedMix, label: str, rounding: str) -> Rival:
         bpw = bits_per_weight(mix.bytes, run.infos)
-        return Rival(label, mix.kind, mix.schemes, bpw, mix.bytes, rounding)  # type: ignore[arg-type]
+        blocks = bits_in_blocks(mix.schemes, run.infos)
+        return Rival(label, mix.kind, mix.schemes, bpw, mix.bytes, rounding, blocks)  # type: ignore[arg-type]
 
     rivals = [rival(m, m.label, "gptq") for m in [*uniform[:_UNIFORMS_PROVEN], *rule]]
     rtn_label = ""

@@ -26,9 +26,9 @@ def _sentence(
     shipped: EvalResult, best: EvalResult | None, rtn: EvalResult | None, proven: bool, proof: Proof
 ) -> str:
     parts = [
-        f"At {shipped.bits_per_weight:.2f} bits per weight the saved checkpoint is {shipped.kl.value:.4f} "
-        f"nats per token from the original (perplexity {shipped.perplexity.value:.2f} against "
-        f"{proof.reference_perplexity.value:.2f})"
+        f"At {shipped.bits_per_weight:.2f} bits per weight{_apart(shipped)} the saved checkpoint is "
+        f"{shipped.kl.value:.4f} nats per token from the original (perplexity "
+        f"{shipped.perplexity.value:.2f} against {proof.reference_perplexity.value:.2f})"
     ]
     if rtn is not None and rtn.kl.value > 0:
         parts.append(_beside(shipped, rtn, f"plain rounding ({rtn.label}, {rtn.kl.value:.4f})"))
@@ -36,6 +36,16 @@ def _sentence(
         parts.append(_beside(shipped, best, f"the best uniform of no more bytes ({best.label})"))
     ending = "." if proven else "; NOT proven: a uniform baseline of no more bytes is closer to the original."
     return ", ".join(parts) + ending
+
+
+def _apart(shipped: EvalResult) -> str:
+    """The bits of the blocks and of the whole file, where embedding and head take part."""
+    if shipped.blocks_bits_per_weight is None or shipped.file_bits_per_weight is None:
+        return ""
+    return (
+        f" ({shipped.blocks_bits_per_weight:.2f} in the blocks, {shipped.file_bits_per_weight:.2f} over the "
+        "whole file)"
+    )
 
 
 def _beside(shipped: EvalResult, rival: EvalResult, what: str) -> str:

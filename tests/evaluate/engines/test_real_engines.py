@@ -31,6 +31,8 @@ from quantriage.formats.gguf_dense import write_dense_gguf
 from quantriage.stream.compute import exact
 from quantriage.stream.states import StateStore
 from quantriage.workflows.opened import OpenedModel, open_model
+from quantriage.workflows.options import QuantizeOptions
+from quantriage.workflows.quantize import quantize
 
 pytestmark = pytest.mark.engines
 SECONDS = 900  # an engine on two busy cores needs one to two minutes
@@ -80,11 +82,45 @@ def test_llama_cpp(tmp_path: Path) -> None:
     assert abs(found.nll_shift.value) < 0.05, found
 
 
+def test_llama_cpp_where_the_next_token_ends_within_a_character(tmp_path: Path) -> None:
+    """The server lists no probabilities for such a token: 12 of these 40 positions were asked in vain."""
+    source = setting("QUANTRIAGE_GGUF")
+    opened = open_model(str(source), dtype="float32")
+    text = " ".join(["\U0001f9ff\U000120a0\U0001fae0"] * 12)
+    ids = torch.tensor([opened.checkpoint.tokenizer()(text)["input_ids"]])[:, :60]
+    tokens = TokenSet.of(ids, "characters of several tokens")
+    question = EngineQuestion(source, "gguf", ids, "auto")
+    python = setting("QUANTRIAGE_ENGINE_PYTHON")
+    answer = make_engine("llama.cpp", {"llama.cpp": python}, SECONDS).ask(question)
+    found = difference(logprobs(opened, tokens, tmp_path), answer.logprobs)
+    assert found.tokens > 40
+    assert found.mean_absolute.value < 0.2, found
+
+
+def test_llama_cpp_with_embedding_and_head_in_blocks(tmp_path: Path) -> None:
+    """A file of ours in one type, the tied table as well."""
+    source, text = setting("QUANTRIAGE_GGUF"), setting("QUANTRIAGE_TEXT")
+    out = tmp_path / "made"
+    quantize(
+        QuantizeOptions(
+            model=str(source), out=out, calibration=(text,), target="llama.cpp", scheme="Q5_0", method="rtn",
+            sequences=2, length=32,
+        )
+    )  # fmt: skip
+    found = seen("llama.cpp", out / "made.gguf", "auto", tmp_path)
+    assert found.mean_absolute.value < 0.2, found
+    assert abs(found.nll_shift.value) < 0.05, found
+
+
 @pytest.fixture(scope="module")
 def as_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file of llama.cpp's converter as a folder, with that folder written as GGUF again in it."""
     path, folder = setting("QUANTRIAGE_GGUF"), tmp_path_factory.mktemp("folder") / "model"
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    settings = read.config.to_dict()
+    settings.pop("quantization_config", None)  # which keeps transformers from saving what it has dequantized
+    model = AutoModelForCausalLM.from_config(type(read.config).from_dict(settings), dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     for name, content in open_checkpoint(path).carried_files().items():
         (folder / name).write_bytes(content)

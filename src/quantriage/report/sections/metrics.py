@@ -96,7 +96,7 @@ def _row(result: EvalResult, highlighted: bool) -> Row:
         label=result.label,
         kind={"candidate": "shipped"}.get(result.kind, result.kind),
         highlighted=highlighted,
-        bits=number(result.bits_per_weight),
+        bits=_bits(result),
         body=size(result.body_bytes),
         file=size(result.file_bytes) if result.file_bytes is not None else "–",
         perplexity=number(result.perplexity.value, 4),
@@ -108,6 +108,15 @@ def _row(result: EvalResult, highlighted: bool) -> Row:
         agreement_between="" if reference else _percent_span(result.top1_agreement),
         flips=percent(result.flips),
     )
+
+
+def _bits(result: EvalResult) -> str:
+    """Over all sites; where embedding and head are among them, of the blocks alone and the file as well."""
+    blocks, whole = result.blocks_bits_per_weight, result.file_bits_per_weight
+    if blocks is None:
+        return number(result.bits_per_weight)
+    apart = f"{number(blocks)} in blocks" + (f", {number(whole)} whole file" if whole is not None else "")
+    return f"{number(result.bits_per_weight)} ({apart})"
 
 
 def _percent_span(interval: Interval) -> str:
