@@ -22,7 +22,7 @@ def test_what_was_given_stays() -> None:
     assert options.mixes == EFFORTS["fast"]["mixes"]
 
 
-def test_quantize_takes_only_the_windows_of_an_effort() -> None:
+def test_quantize_takes_only_the_windows_and_the_rounding_of_an_effort() -> None:
     options = QuantizeOptions(model="m", calibration=(Path("c"),), out=Path("o"), effort="best")
     assert options.sequences == EFFORTS["best"]["sequences"]
     assert not hasattr(options, "mixes")
@@ -30,9 +30,17 @@ def test_quantize_takes_only_the_windows_of_an_effort() -> None:
 
 def test_each_effort_does_at_least_as_much_as_the_one_before() -> None:
     fast, balanced, best = EFFORTS.values()
-    assert all(fast[name] <= balanced[name] <= best[name] for name in fast)
+    counts = fast.keys() - {"method"}
+    assert all(int(fast[name]) <= int(balanced[name]) <= int(best[name]) for name in counts)
+    assert fast["method"] == "gptq-one-sided"
+    assert balanced["method"] == best["method"] == "gptq"
 
 
 def test_an_unknown_effort_is_refused_with_the_choices() -> None:
     with pytest.raises(UsageError, match="--effort slow: expected one of fast, balanced, best"):
         recovering(effort="slow")
+
+
+def test_recover_refuses_a_rounding_without_loss_weights() -> None:
+    with pytest.raises(UsageError, match="--method rtn: expected one of gptq, gptq-one-sided"):
+        recovering(method="rtn")

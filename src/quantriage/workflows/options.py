@@ -55,6 +55,9 @@ class KeepsStates:
             raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
 
 
+_RECOVER_METHODS = ("gptq", "gptq-one-sided")
+
+
 class KeepsRun:
     """Options of a verb that writes a checkpoint and keeps its records beside it; no field of its own."""
 
@@ -67,8 +70,9 @@ class KeepsRun:
         return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
 
 
-EFFORTS: Mapping[str, Mapping[str, int]] = {
+EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     "fast": {
+        "method": "gptq-one-sided",
         "sequences": 64,
         "selection_sequences": 8,
         "sensitivity_sequences": 16,
@@ -76,6 +80,7 @@ EFFORTS: Mapping[str, Mapping[str, int]] = {
         "swaps": 4,
     },
     "balanced": {
+        "method": "gptq",
         "sequences": 128,
         "selection_sequences": 16,
         "sensitivity_sequences": 64,
@@ -83,6 +88,7 @@ EFFORTS: Mapping[str, Mapping[str, int]] = {
         "swaps": 6,
     },
     "best": {
+        "method": "gptq",
         "sequences": 256,
         "selection_sequences": 16,
         "sensitivity_sequences": 64,
@@ -153,6 +159,7 @@ class RecoverOptions(KeepsRun, EffortOptions):
     sensitivity_sequences: int = option(
         None, "windows (of at most 256 tokens) for the Fisher scores (16, 64, 64)"
     )
+    method: str = option(None, "rounding: gptq or gptq-one-sided (gptq-one-sided, gptq, gptq)")
     mixes: int = option(None, "mixes to measure before refining (3, 4, 6)")
     swaps: int = option(None, "refinement steps on measured KL (4, 6, 12)")
     learn: int = option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
@@ -161,6 +168,8 @@ class RecoverOptions(KeepsRun, EffortOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method not in _RECOVER_METHODS:
+            raise UsageError(f"--method {self.method}: expected one of {', '.join(_RECOVER_METHODS)}")
         if self.memory_gb is None and self.bpw is None:
             object.__setattr__(self, "bpw", 4.5)
         elif self.memory_gb is not None and self.bpw is not None:
@@ -201,7 +210,8 @@ class QuantizeOptions(KeepsRun, EffortOptions):
     plan: Path | None = option(None, "plan YAML; or give --scheme")
     scheme: str | None = option(None, "one scheme for every site, such as w4a-g64")
     method: str = option(
-        "gptq", "rounding for --scheme: gptq, gptq-one-sided, gptq-unweighted, gptq-plain, rtn"
+        None,
+        "rounding for --scheme: gptq, gptq-one-sided (--effort fast), gptq-unweighted, gptq-plain, rtn",
     )
     target: str | None = option(
         None,

@@ -96,7 +96,7 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
             _units(run, predicted), options.target, run.budget_bytes, options.mixes, run.scale_dtype
         )
     with clock.stage("rounding"):
-        wanted = {name: Wanted(schemes) for name, schemes in contest.schemes_wanted().items()}
+        wanted = {name: Wanted(schemes, options.method) for name, schemes in contest.schemes_wanted().items()}
         bank, rounded = round_candidates(
             scaled,
             tokens.calibration,
@@ -209,7 +209,13 @@ def _write_records(
     run: RecoverRun, winner: NamedMix, files: dict[str, str], rounded: list[QuantizedSite]
 ) -> None:
     options, opened, tokens = run.options, run.opened, run.tokens
-    plan = plan_of(winner, run.infos, options.target, f"recover at {options.bpw:.4g} bits: {winner.label}")
+    plan = plan_of(
+        winner,
+        run.infos,
+        options.target,
+        f"recover at {options.bpw:.4g} bits: {winner.label}",
+        options.method,
+    )
     run.records.write(PLAN, plan)
     run.records.write_many(SITES, run.infos)
     shipped = {(name, str(scheme)) for name, scheme in winner.schemes.items()}

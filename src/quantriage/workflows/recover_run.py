@@ -99,6 +99,7 @@ def frozen_settings(
         "sensitivity": tokens.sensitivity.digest,
         "bpw": options.bpw,
         "target": options.target,
+        "method": options.method,
         "mixes": options.mixes,
         "swaps": options.swaps,
         "learn": options.learn,
