@@ -30,10 +30,20 @@ def test_quantize_takes_only_the_windows_and_the_rounding_of_an_effort() -> None
 
 def test_each_effort_does_at_least_as_much_as_the_one_before() -> None:
     fast, balanced, best = EFFORTS.values()
-    counts = fast.keys() - {"method"}
+    counts = fast.keys() - {"method", "fold"}
     assert all(int(fast[name]) <= int(balanced[name]) <= int(best[name]) for name in counts)
     assert fast["method"] == "gptq-one-sided"
     assert balanced["method"] == best["method"] == "gptq"
+    assert best["fold"] == "channels"
+
+
+def test_a_baseline_is_folded_only_if_asked() -> None:
+    start = {"model": "m", "calibration": (Path("c"),), "out": Path("o"), "effort": "best"}
+    assert QuantizeOptions(**start).fold == "channels"
+    assert QuantizeOptions(**start, method="rtn").fold == "none"
+    assert QuantizeOptions(**start, method="rtn", fold="channels").fold == "channels"
+    with pytest.raises(UsageError, match="--fold rows: expected one of channels, none"):
+        QuantizeOptions(**start, fold="rows")
 
 
 def test_an_unknown_effort_is_refused_with_the_choices() -> None:

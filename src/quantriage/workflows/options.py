@@ -13,7 +13,7 @@ from quantriage.errors import UsageError
 NO_ENGINE = "none"
 NO_FOLD = "none"
 FOLDS = ("channels", NO_FOLD)
-FOLD_HELP = "channels: rescale input channels before rounding and undo it in the norms and rows before; none"
+FOLD_HELP = "channels: rescale inputs before rounding, undo it in norms and rows before (none, none, channels)"
 
 
 def option(default: Any, text: str) -> Any:
@@ -55,7 +55,7 @@ class KeepsStates:
             raise UsageError(f"--state-gb {self.state_gb}: expected 0 or more")
 
 
-_RECOVER_METHODS = ("gptq", "gptq-one-sided")
+RECOVER_METHODS = ("gptq", "gptq-one-sided")
 
 
 class KeepsRun:
@@ -73,6 +73,7 @@ class KeepsRun:
 EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     "fast": {
         "method": "gptq-one-sided",
+        "fold": NO_FOLD,
         "sequences": 64,
         "selection_sequences": 8,
         "sensitivity_sequences": 16,
@@ -81,6 +82,7 @@ EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     },
     "balanced": {
         "method": "gptq",
+        "fold": NO_FOLD,
         "sequences": 128,
         "selection_sequences": 16,
         "sensitivity_sequences": 64,
@@ -89,6 +91,7 @@ EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     },
     "best": {
         "method": "gptq",
+        "fold": "channels",
         "sequences": 256,
         "selection_sequences": 16,
         "sensitivity_sequences": 64,
@@ -118,18 +121,25 @@ class CalibrationOptions(KeepsStates):
 class EffortOptions(CalibrationOptions):
     """Calibration of a verb that rounds a whole model; `effort` fills in what was left open."""
 
-    effort: str = option("balanced", "fast, balanced or best: windows, mixes and swaps that are not given")
+    effort: str = option("balanced", "fast, balanced or best: rounding, windows, mixes and swaps not given")
+    method: str = option(
+        None,
+        "rounding: gptq, gptq-one-sided; of quantize --scheme also gptq-unweighted, gptq-plain, rtn "
+        "(gptq-one-sided, gptq, gptq)",
+    )
+    fold: str = option(None, FOLD_HELP)
     sequences: int = option(None, "calibration windows (64, 128, 256)")
-    fold: str = option(NO_FOLD, FOLD_HELP)
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
-        if self.fold not in FOLDS:
-            raise UsageError(f"--fold {self.fold}: expected one of {', '.join(FOLDS)}")
+        if self.fold is None and self.method not in (None, *RECOVER_METHODS):
+            object.__setattr__(self, "fold", NO_FOLD)  # a baseline rounds the weights as they are
         for name, value in EFFORTS[self.effort].items():
             if hasattr(self, name) and getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.fold not in FOLDS:
+            raise UsageError(f"--fold {self.fold}: expected one of {', '.join(FOLDS)}")
         super().__post_init__()
 
 
@@ -159,7 +169,6 @@ class RecoverOptions(KeepsRun, EffortOptions):
     sensitivity_sequences: int = option(
         None, "windows (of at most 256 tokens) for the Fisher scores (16, 64, 64)"
     )
-    method: str = option(None, "rounding: gptq or gptq-one-sided (gptq-one-sided, gptq, gptq)")
     mixes: int = option(None, "mixes to measure before refining (3, 4, 6)")
     swaps: int = option(None, "refinement steps on measured KL (4, 6, 12)")
     learn: int = option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
@@ -168,8 +177,8 @@ class RecoverOptions(KeepsRun, EffortOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in _RECOVER_METHODS:
-            raise UsageError(f"--method {self.method}: expected one of {', '.join(_RECOVER_METHODS)}")
+        if self.method not in RECOVER_METHODS:
+            raise UsageError(f"--method {self.method}: expected one of {', '.join(RECOVER_METHODS)}")
         if self.memory_gb is None and self.bpw is None:
             object.__setattr__(self, "bpw", 4.5)
         elif self.memory_gb is not None and self.bpw is not None:
@@ -209,10 +218,6 @@ class QuantizeOptions(KeepsRun, EffortOptions):
     out: Path = required("folder for the checkpoint; must not exist or be empty")
     plan: Path | None = option(None, "plan YAML; or give --scheme")
     scheme: str | None = option(None, "one scheme for every site, such as w4a-g64")
-    method: str = option(
-        None,
-        "rounding for --scheme: gptq, gptq-one-sided (--effort fast), gptq-unweighted, gptq-plain, rtn",
-    )
     target: str | None = option(
         None,
         "what must load it: vllm, vllm-cpu, transformers, gptq, awq, llama.cpp (default: the plan's or vllm)",
