@@ -13,7 +13,7 @@ from quantriage.errors import UsageError
 NO_ENGINE = "none"
 NO_FOLD = "none"
 FOLDS = ("channels", NO_FOLD)
-FOLD_HELP = "channels: rescale inputs before rounding, undo it in norms and rows before (none, none, channels)"
+FOLD_HELP = "channels: rescale inputs before rounding and undo it before them; none (none, none, channels)"
 
 
 def option(default: Any, text: str) -> Any:
