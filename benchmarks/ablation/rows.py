@@ -5,10 +5,11 @@ tokens alike. (The original recomputes scales from the compensated weight, which
 here; it has a row of its own.) The full stack is what `--method gptq` runs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantriage.methods.awq import AwqOptions
 from quantriage.methods.gptq import Gptq, GptqOptions
+from quantriage.methods.registry import GPTQ
 from quantriage.workflows.sweep_rounders import (
     AtRatio,
     ByAwq,
@@ -52,8 +53,8 @@ def _plainest(label: str, needs: Needs = "inputs", **added: object) -> Row:
     return Row(label, ByMethod("gptq", Gptq(GptqOptions(**(start | added))), needs), needs)  # type: ignore[arg-type]
 
 
-def _full(label: str, needs: Needs = "loss", **changed: object) -> Row:
-    return Row(label, ByMethod("gptq", Gptq(GptqOptions(**changed)), needs), needs)  # type: ignore[arg-type]
+def _full(label: str, needs: Needs = "loss", **changed: float | str) -> Row:
+    return Row(label, ByMethod("gptq", Gptq(replace(GPTQ, **changed)), needs), needs)  # type: ignore[arg-type]
 
 
 ROWS: tuple[Row, ...] = (
@@ -70,9 +71,11 @@ ROWS: tuple[Row, ...] = (
     _plainest("GPTQ + scales, plain search", scales="mse"),
     _plainest("GPTQ + scales by the diagonal", scales="diagonal"),
     _plainest("GPTQ + scales by pivots", scales="pivots"),
-    _plainest("GPTQ + refinement", refine_sweeps=GptqOptions().refine_sweeps),
+    _plainest("GPTQ + refinement", refine_sweeps=GPTQ.refine_sweeps),
     _plainest("GPTQ + nearest rows kept", keep_nearest=True),
+    _plainest("GPTQ + two-sided", needs="loss", panels=GPTQ.panels),
     _full(FULL),
+    _full("full - two-sided", panels=1),
     _full("full - act-order", act_order=False),
     _full("full - loss weights", needs="inputs"),
     _full("full, scales by the diagonal", scales="diagonal"),
@@ -94,7 +97,11 @@ INGREDIENTS: tuple[Ingredient, ...] = (
     Ingredient("error feedback (plainest GPTQ)", (PLAINEST, RTN), None),
     Ingredient("scales of compensated groups", ("GPTQ, the original", PLAINEST), None),
     Ingredient("act-order", ("GPTQ + act-order", PLAINEST), (FULL, "full - act-order")),
-    Ingredient("loss-weighted Hessian", ("GPTQ + loss weights", PLAINEST), (FULL, "full - loss weights")),
+    Ingredient(
+        "loss-weighted Hessian",
+        ("GPTQ + loss weights", PLAINEST),
+        ("full - two-sided", "full - loss weights"),  # two-sided rounding is impossible without them
+    ),
     Ingredient("scales searched", ("GPTQ + scales, plain search", PLAINEST), None),
     Ingredient("scales searched by the diagonal", ("GPTQ + scales by the diagonal", PLAINEST), None),
     Ingredient(
@@ -109,6 +116,7 @@ INGREDIENTS: tuple[Ingredient, ...] = (
     Ingredient(
         "nearest rows kept", ("GPTQ + nearest rows kept", PLAINEST), (FULL, "full - nearest rows kept")
     ),
+    Ingredient("two-sided", ("GPTQ + two-sided", "GPTQ + loss weights"), (FULL, "full - two-sided")),
     Ingredient("everything", (FULL, PLAINEST), (FULL, RTN)),
     Ingredient("learned scales", (RTN + LEARNING, RTN), (FULL + LEARNING, FULL)),
     Ingredient("learned scales after plainest GPTQ", (PLAINEST + LEARNING, PLAINEST), None),

@@ -10,7 +10,7 @@ class InputStatistics:
     """Of one input over the calibration tokens.
 
     hessian: float32 [in, in], of any scale. mean_abs, max_abs: per channel, [in]. sample: some rows [n, in].
-    The last three are None where only the Hessian was gathered.
+    The three are None where only the Hessian was gathered. outputs: as in SiteStatistics.
     """
 
     hessian: Tensor
@@ -18,3 +18,4 @@ class InputStatistics:
     mean_abs: Tensor | None = None
     max_abs: Tensor | None = None
     sample: Tensor | None = None
+    outputs: tuple[tuple[Tensor, ...], ...] = ()

@@ -5,9 +5,12 @@ from quantriage.methods.protocol import Method
 from quantriage.methods.row_coupling import PANELS
 from quantriage.methods.rtn import Rtn
 
+GPTQ = GptqOptions(panels=PANELS)
+"""Of the method `gptq`, where an option is changed alone."""
+
 METHODS: dict[str, Method] = {
     "rtn": Rtn(),
-    "gptq": Gptq(GptqOptions(panels=PANELS)),
+    "gptq": Gptq(GPTQ),
     "gptq-one-sided": Gptq(),
     "gptq-unweighted": Gptq(),
     "gptq-plain": Gptq(GptqOptions.plain()),
@@ -16,7 +19,13 @@ METHODS: dict[str, Method] = {
 LOSS_WEIGHTED = frozenset({"gptq", "gptq-one-sided"})
 """Methods whose Hessian weighs each token by the loss's gradient; the others take the plain one."""
 
-TWO_SIDED = frozenset({"gptq"})
+
+def two_sided(method: Method) -> bool:
+    """Whether it uses the gradients at the outputs where they are known."""
+    return isinstance(method, Gptq) and method.options.panels > 1
+
+
+TWO_SIDED = frozenset(name for name, method in METHODS.items() if two_sided(method))
 """Methods that also take the second moment of the loss's gradients at the outputs."""
 
 DATA_FREE = frozenset({"rtn"})

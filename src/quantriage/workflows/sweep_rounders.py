@@ -14,6 +14,7 @@ from torch import Tensor
 from quantriage.methods.awq import AwqOptions, ScaledWeight, awq
 from quantriage.methods.input_statistics import InputStatistics
 from quantriage.methods.protocol import Method, MethodFinding, SiteStatistics
+from quantriage.methods.registry import two_sided
 from quantriage.methods.smoothquant import smooth
 from quantriage.numerics.choose_qparams import Search, choose_qparams
 from quantriage.numerics.clipping import ratio_qparams
@@ -119,7 +120,8 @@ class ByMethod:
     ) -> list[list[Rounded]]:
         """By scheme, then by weight."""
         assert statistics is not None
-        known = SiteStatistics(statistics.hessian, statistics.tokens)
+        outputs = statistics.outputs if two_sided(self.method) else ()
+        known = SiteStatistics(statistics.hessian, statistics.tokens, outputs)
         by_weight = self.method.quantize_many(weights, known, schemes)
         return [
             [Rounded(ScaledWeight(of[i].quantized, None), None, of[i].findings) for of in by_weight]

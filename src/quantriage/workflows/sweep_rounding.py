@@ -20,6 +20,7 @@ from quantriage.data.token_set import TokenSet
 from quantriage.methods.awq import ScaledWeight
 from quantriage.methods.input_statistics import InputStatistics
 from quantriage.methods.objective import quadratic
+from quantriage.methods.registry import two_sided
 from quantriage.methods.smoothquant import joint_error
 from quantriage.model.site import Site, read_site
 from quantriage.numerics.clipping import error_split
@@ -34,7 +35,7 @@ from quantriage.stream.site_products import InputKey, input_key
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import Stream, StreamSettings
 from quantriage.workflows.opened import OpenedModel
-from quantriage.workflows.sweep_rounders import Needs, Rounded, Rounder
+from quantriage.workflows.sweep_rounders import ByMethod, Needs, Rounded, Rounder
 from quantriage.workflows.sweep_statistics import gather_inputs
 from quantriage.workflows.sweep_store import TrialStore
 from quantriage.workflows.sweep_trials import Pick, Trial
@@ -164,13 +165,23 @@ class _Pass:
 
     def _backward(self, stream: Stream, missing: Sequence[int]) -> None:
         wanted = {index: self._sites(index) for index in missing}
+        rounders = [self._job.trials[number].rounding for number in self._numbers]
+        outputs = any(isinstance(one, ByMethod) and two_sided(one.method) for one in rounders)
 
         def on_block(index: int, block: nn.Module, sums: BlockSums) -> None:
-            found = {key: InputStatistics(total.value(), total.tokens) for key, total in sums.inputs.items()}
+            moments: dict[InputKey, tuple[tuple[Tensor, ...], ...]] = {}
+            for site in self._sites(index) if outputs else ():
+                key = input_key(site)
+                moments[key] = (*moments.get(key, ()), sums.outputs[site.name].values())
+            found = {
+                key: InputStatistics(total.value(), total.tokens, outputs=moments.get(key, ()))
+                for key, total in sums.inputs.items()
+            }
             self._commit(index, block, found)
 
         choice = self._job.choice
-        block_hessians(stream, wanted, self._job.seed, on_block, (f"{choice}: calibrate", f"{choice}: round"))
+        stages = (f"{choice}: calibrate", f"{choice}: round")
+        block_hessians(stream, wanted, self._job.seed, on_block, stages, outputs=outputs)
 
     def _sites(self, block: int) -> tuple[Site, ...]:
         return self._job.opened.map.in_block(block)

@@ -14,8 +14,8 @@ import torch
 from quantriage.data.token_set import TokenSet
 from quantriage.errors import UsageError
 from quantriage.methods.awq import AwqOptions
-from quantriage.methods.gptq import Gptq, GptqOptions
-from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS
+from quantriage.methods.gptq import Gptq
+from quantriage.methods.registry import DATA_FREE, GPTQ, LOSS_WEIGHTED, METHODS
 from quantriage.numerics.schemes import IntGrid, PerChannel, PerGroup, PerTensor, Scheme
 from quantriage.workflows.sweep_rounders import (
     AtRatio,
@@ -142,6 +142,11 @@ def _trial(label: str, value: float | None, scheme: Scheme, rounder: Rounder) ->
     return Trial(label, value, scheme, rounder, rounder.needs)
 
 
+def _gptq(**changed: float) -> Rounder:
+    """`gptq` as registered, but for these options."""
+    return ByMethod("gptq", Gptq(replace(GPTQ, **changed)), "loss")  # type: ignore[arg-type]
+
+
 def _group_size(asked: Asked) -> Choice:
     rounder = rounder_named(asked.method)
     trials = [
@@ -179,12 +184,11 @@ def _clipping(asked: Asked) -> Choice:
 
 def _act_order(asked: Asked) -> Choice:
     def trial(label: str, order: bool, sweeps: int) -> Trial:
-        options = GptqOptions(act_order=order, refine_sweeps=sweeps)
-        return _trial(label, None, asked.scheme, ByMethod("gptq", Gptq(options), "loss"))
+        return _trial(label, None, asked.scheme, _gptq(act_order=order, refine_sweeps=sweeps))
 
     trials = (
-        trial("natural order", False, GptqOptions().refine_sweeps),
-        trial("act-order", True, GptqOptions().refine_sweeps),
+        trial("natural order", False, GPTQ.refine_sweeps),
+        trial("act-order", True, GPTQ.refine_sweeps),
         trial("natural order, no refinement", False, 0),
         trial("act-order, no refinement", True, 0),
     )
@@ -192,11 +196,8 @@ def _act_order(asked: Asked) -> Choice:
 
 
 def _damping(asked: Asked) -> Choice:
-    trials = tuple(
-        _trial(f"{d:g}", d, asked.scheme, ByMethod("gptq", Gptq(GptqOptions(damping=d)), "loss"))
-        for d in DAMPINGS
-    )
-    return Choice("damping", f"{GptqOptions().damping:g}", "lowest", trials)
+    trials = tuple(_trial(f"{d:g}", d, asked.scheme, _gptq(damping=d)) for d in DAMPINGS)
+    return Choice("damping", f"{GPTQ.damping:g}", "lowest", trials)
 
 
 def _awq(asked: Asked) -> Choice:
