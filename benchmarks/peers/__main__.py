@@ -43,7 +43,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="threads of every tool, ours included")
     add("--limit", type=float, default=3600.0, help="seconds that a tool may take for one checkpoint")
     add("--only", nargs="*", default=[], help="rows whose label holds one of these words")
-    add("--bits", type=float, help="rows of this size class only: 4.5 or 3.3")
+    add("--bits", type=int, choices=(2, 3, 4, 8), help="rows of codes of so many bits only")
     add("--retry", action="store_true", help="try again what failed")
     add("--keep", action="store_true", help="keep the checkpoints")
     return parser.parse_args(arguments)
@@ -71,7 +71,7 @@ def needs(peers: Mapping[str, Peer], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def chosen(words: Sequence[str], bits: float | None) -> list[Row]:
+def chosen(words: Sequence[str], bits: int | None) -> list[Row]:
     """The rows asked for."""
     rows = [row for row in ROWS if bits in (None, row.bits)]
     return [row for row in rows if not words or any(word in row.label for word in words)]

@@ -17,9 +17,11 @@ HEAD = (
     "perplexity",
     "top-1",
     "KL, transformers",
+    "ours / this",
     "CPU s",
     "peak GB",
 )
+_ROUNDING = 0.01  # bits: what scales of 16 and of 32 bits, or a table of zero points, may differ by
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,37 @@ class Result:
 def markdown(results: Sequence[Result]) -> str:
     """What was measured, by size, then what could not be."""
     done = sorted((r for r in results if r.judged), key=lambda r: (r.body or 0, r.label))
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *map(_line, done)]
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(_line(r, done) for r in done)]
     reasons = [f"- {r.label}, {stage}: {why}" for r in results for stage, why in r.failed.items()]
     note = (
-        "KL in nats per token. Tools run in float32, so embeddings and norms take 4 bytes a weight in their "
-        "files, 2 in ours; sizes of whole files compare within that."
+        "KL in nats per token. `ours / this`: the least KL of our rows of no more bits, through this one; GGUF "
+        "files against GGUF files by the whole file, the others by the body. Tools run in float32, so "
+        "embeddings and norms take 4 bytes a weight in their files, 2 in ours; sizes of whole files compare "
+        "within that."
     )
     return "\n".join([*lines, "", note, "", "What could not be done:", "", *(reasons or ["nothing"])]) + "\n"
 
 
-def _line(result: Result) -> str:
+def ratio(result: Result, results: Sequence[Result]) -> float | None:
+    """The least KL of our rows in the same family of formats, of no more bits, through a peer's; else None."""
+    if family(result.label) == "ours" or result.judged is None:
+        return None
+    llama = "llama.cpp" in result.label
+    limit = (result.whole if llama else result.body) or 0
+    ours = [
+        other.judged.kl
+        for other in results
+        if family(other.label) == "ours" and ("llama.cpp" in other.label) == llama and other.judged
+        if ((other.whole if llama else other.body) or 0) <= limit + _ROUNDING
+    ]
+    return min(ours) / result.judged.kl if ours else None
+
+
+def _line(result: Result, results: Sequence[Result]) -> str:
     found = result.judged
     assert found is not None
     low, high = found.kl_interval
+    against = ratio(result, results)
     cells = [
         result.label,
         f"{result.body:.2f}",
@@ -75,6 +95,7 @@ def _line(result: Result) -> str:
         f"{found.perplexity:.2f}",
         f"{found.top1_agreement:.3f}",
         f"{result.loaded.kl:.4f}" if result.loaded else "",
+        "" if against is None else f"{against:.2f}",
         f"{result.cost.cpu_seconds:.0f}" if result.cost else "",
         f"{result.cost.peak_memory_bytes / 1e9:.2f}" if result.cost else "",
     ]

@@ -12,7 +12,7 @@ from benchmarks.peers.__main__ import all_peers, chosen, main, needs
 from benchmarks.peers.bench import Bench, How, Peer, command, run_rows
 from benchmarks.peers.environments import ENVIRONMENTS
 from benchmarks.peers.rows import ROWS, Row
-from benchmarks.peers.table import Result, markdown, plot
+from benchmarks.peers.table import Result, markdown, plot, ratio
 
 # Copies the reference; "broken" ends with an error, "unreadable" leaves a file that nobody reads.
 FAKE = """
@@ -31,7 +31,7 @@ if given.mode == "unreadable":
 pathlib.Path(given.json).write_text(json.dumps({"tool": "fake 1.0", "bits_per_weight": 4.25}))
 """
 ROWS_HERE = tuple(
-    Row(f"fake {mode}", "fake", 4.5, ("--mode", mode)) for mode in ("good", "broken", "unreadable")
+    Row(f"fake {mode}", "fake", 4, ("--mode", mode)) for mode in ("good", "broken", "unreadable")
 )
 
 
@@ -64,7 +64,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         threads=1,
     )
     how = How({"fake": Peer(Path(sys.executable), script), "absent": Peer(folder / "none", script)}, 600.0)
-    rows = (*ROWS_HERE, Row("absent one", "absent", 4.5, ()))
+    rows = (*ROWS_HERE, Row("absent one", "absent", 4, ()))
     results = {result.label: result for result in run_rows(bench, rows, how)}
     return Ran(bench, how, folder / "calls.txt", results)
 
@@ -112,7 +112,7 @@ def test_a_second_run_does_nothing_again_but_what_is_missing(ran: Ran) -> None:
 
 def test_a_row_whose_environment_was_missing_is_made_when_it_is_there(ran: Ran) -> None:
     before = ran.calls.read_text().splitlines()
-    row = Row("absent one", "absent", 4.5, ("--mode", "broken"))
+    row = Row("absent one", "absent", 4, ("--mode", "broken"))
     there = replace(ran.how, peers={"absent": ran.how.peers["fake"]})
     results = {result.label: result for result in run_rows(ran.bench, [row], there)}
     assert ran.calls.read_text().splitlines() == [*before, "broken"]
@@ -144,8 +144,8 @@ def test_every_peer_gets_the_same_tokens_and_ours_the_same_texts(ran: Ran) -> No
 def test_the_table_of_rows_is_sound() -> None:
     assert len({row.label for row in ROWS}) == len(ROWS)
     assert {row.peer for row in ROWS if row.peer} == set(ENVIRONMENTS)
-    assert [row.label for row in chosen(["Q4_0"], 4.5)] == ["llama.cpp Q4_0", "llama.cpp Q4_0 no-importance"]
-    assert {row.bits for row in chosen([], 3.3)} == {3.3}
+    assert [row.label for row in chosen(["Q4_0"], 4)] == ["llama.cpp Q4_0", "llama.cpp Q4_0 no-importance"]
+    assert {row.bits for row in chosen([], 3)} == {3}
 
 
 @pytest.mark.parametrize("peer", ENVIRONMENTS)
@@ -184,6 +184,22 @@ def test_the_table_is_ordered_by_bits_and_the_picture_holds_every_row(tmp_path: 
     assert "hqq w3" in page
     assert "ours w4a" in page
     assert 'src="http' not in page
+
+
+def test_a_peer_is_held_against_the_best_of_ours_of_no_more_bits_in_its_family() -> None:
+    ours = [
+        result("ours w4a", 4.6, 0.05),
+        result("ours w3a", 3.6, 0.2),
+        result("ours w8s", 8.5, 0.001),
+        result("ours recover llama.cpp 4.9", 5.0, 0.01),
+    ]
+    assert ratio(result("hqq w4", 4.6, 0.1), ours) == 0.5
+    assert ratio(result("hqq w4", 4.5, 0.1), ours) == 2.0
+    assert ratio(result("llama.cpp Q4_0", 4.5, 0.1), ours) == pytest.approx(
+        0.1
+    )  # by the whole file, of 8 bits here
+    assert ratio(result("hqq w2", 2.6, 1.0), ours) is None
+    assert ratio(ours[0], ours) is None
 
 
 def test_the_environments_that_are_needed_are_named(tmp_path: Path) -> None:
