@@ -59,7 +59,7 @@ def markdown(results: Sequence[Result]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(_line(r, done) for r in done)]
     reasons = [f"- {r.label}, {stage}: {why}" for r in results for stage, why in r.failed.items()]
     note = (
-        "KL in nats per token. `ours / this`: the least KL of our rows of no more bits, through this one; GGUF "
+        "KL in nats per token. `ours / this`: the least KL of our rows of no more bits, over this one's; GGUF "
         "files against GGUF files by the whole file, the others by the body. Tools run in float32, so "
         "embeddings and norms take 4 bytes a weight in their files, 2 in ours; sizes of whole files compare "
         "within that."
@@ -68,7 +68,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def ratio(result: Result, results: Sequence[Result]) -> float | None:
-    """The least KL of our rows in the same family of formats, of no more bits, through a peer's; else None."""
+    """The least KL of our rows of no more bits, in the same family of formats, over a peer's."""
     if family(result.label) == "ours" or result.judged is None:
         return None
     llama = "llama.cpp" in result.label
