@@ -5,7 +5,8 @@ stored dtype and derives its integer zero point anew, so the error compared is t
 golden-section search was rejected: rounding the zero point makes the error jump between neighbours.
 
 Groups lie side by side, [width, groups], so that every operation runs over long contiguous rows with the
-scales as one row (three times faster here than groups along the inner axis), in blocks that stay in cache.
+scales as one row (three times faster here than groups along the inner axis), in blocks that stay in cache;
+few rows share a block among several groups, as in the panels of two-sided rounding.
 Memory beyond the weight and the result: four blocks of 256 KB, or four times `width` x 32 floats.
 """
 
@@ -36,26 +37,32 @@ def shrink_search(
     width = scheme.group_width(columns)
     scale = weight.new_empty(rows, columns // width)
     zero = torch.empty_like(scale)
-    for taken, group, block in _blocks(weight, width):
-        weights = importance[group * width : (group + 1) * width]
-        scale[taken, group], zero[taken, group] = _search_block(block, scheme, weights, factors)
+    for rows_taken, groups, block in _blocks(weight, width):
+        count = rows_taken.stop - rows_taken.start
+        weights = importance.view(-1, width)[groups].T.repeat_interleave(count, 1)
+        found = _search_block(block, scheme, weights, factors)
+        for best, of_block in zip((scale, zero), found, strict=True):
+            best[rows_taken, groups] = of_block.view(-1, count).T
     return stored(scale, zero, scheme)
 
 
-def _blocks(weight: Tensor, width: int) -> Iterator[tuple[slice, int, Tensor]]:
-    """(rows, group, values [width, rows]) over weight [out, in], each block contiguous."""
+def _blocks(weight: Tensor, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, groups, values [width, groups x rows]) over weight [out, in], each block contiguous."""
     rows, columns = weight.shape
-    taken = max(32, _BLOCK // width)
+    taken = min(rows, max(32, _BLOCK // width))
+    at_once = max(1, _BLOCK // (width * taken))  # of groups: few rows would not be worth a call
     for start in range(0, rows, taken):
         where = slice(start, min(rows, start + taken))
-        for group in range(columns // width):
-            yield where, group, weight[where, group * width : (group + 1) * width].T.contiguous()
+        for group in range(0, columns // width, at_once):
+            groups = slice(group, min(columns // width, group + at_once))
+            part = weight[where, groups.start * width : groups.stop * width]
+            yield where, groups, part.T.reshape(-1, width, len(part)).transpose(0, 1).reshape(width, -1)
 
 
 def _search_block(
     block: Tensor, scheme: Scheme, weights: Tensor, factors: list[float]
 ) -> tuple[Tensor, Tensor]:
-    """Best scale and zero point of each column of block [width, groups], each [groups]."""
+    """Best scale and zero point of each column of block and weights [width, groups], each [groups]."""
     low, high = block.amin(0), block.amax(0)
     scratch = torch.empty_like(block)
     best_scale, best_zero = scale_and_zero(low, high, scheme)  # kept where even this error overflows
@@ -79,7 +86,8 @@ def _search_tensor(weight: Tensor, scheme: Scheme, importance: Tensor, factors: 
         scale, zero = scale_and_zero(low * factor, high * factor, scheme)
         error = 0.0
         for _, _, block in _blocks(weight, weight.shape[1]):
-            errors = _weighted_error(block, scale, zero, scheme, importance, torch.empty_like(block))
+            weights = importance.unsqueeze(1)
+            errors = _weighted_error(block, scale, zero, scheme, weights, torch.empty_like(block))
             error += float(errors.sum(dtype=torch.float64))
         if error < best:
             best, best_scale, best_zero = error, scale, zero
@@ -89,8 +97,11 @@ def _search_tensor(weight: Tensor, scheme: Scheme, importance: Tensor, factors: 
 def _weighted_error(
     block: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, weights: Tensor, scratch: Tensor
 ) -> Tensor:
-    """Sum over each column of block [width, groups] of weight times squared rounding error, [groups]."""
+    """Sum over each column of block [width, groups] of weight times squared rounding error, [groups].
+
+    weights: [width, groups] or [width, 1]. scratch: as block.
+    """
     torch.mul(block, scale.reciprocal(), out=scratch)
     scratch.round_().clamp_(-zero, scheme.grid.levels - 1 - zero)
     torch.addcmul(block, scratch, scale, value=-1, out=scratch)
-    return torch.mv(scratch.square_().T, weights)
+    return scratch.square_().mul_(weights).sum(0)
