@@ -7,7 +7,7 @@ golden-section search was rejected: rounding the zero point makes the error jump
 Groups lie side by side, [width, groups], so that every operation runs over long contiguous rows with the
 scales as one row (three times faster here than groups along the inner axis), in blocks that stay in cache;
 few rows share a block among several groups, as in the panels of two-sided rounding.
-Memory beyond the weight and the result: four blocks of 256 KB, or four times `width` x 32 floats.
+Memory beyond the weight and the result: five blocks of 256 KB, or five times `width` x 32 floats.
 """
 
 from collections.abc import Iterator
