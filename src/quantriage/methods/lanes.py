@@ -42,12 +42,12 @@ class LaneGrid:
         )
         return LaneGrid(self.width, scale, inverse, low, high)
 
-    def scheme(self, index: int, schemes: int, width: int) -> "LaneGrid":
-        """The lanes of one of `schemes` equal runs, with one table row for each of its own groups."""
+    def schemes(self, chosen: Sequence[int], schemes: int, width: int) -> "LaneGrid":
+        """The lanes of some of `schemes` equal runs, all in groups of `width`, one table row for each."""
         repeat, groups = width // self.width, self.scale.shape[0]
         tables = (self.scale, self.inverse, self.low, self.high)
         scale, inverse, low, high = (
-            table.view(groups, schemes, -1)[::repeat, index].contiguous() for table in tables
+            table.view(groups, schemes, -1)[::repeat, list(chosen)].flatten(1) for table in tables
         )
         return LaneGrid(width, scale, inverse, low, high)
 

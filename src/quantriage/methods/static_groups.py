@@ -15,7 +15,7 @@ from quantriage.methods.lanes import lane_grid
 from quantriage.methods.refinement import refine
 from quantriage.numerics.qparams import SCALE_DTYPES, QParams
 from quantriage.numerics.quantized import QuantizedTensor
-from quantriage.numerics.schemes import PerTensor, Scheme
+from quantriage.numerics.schemes import PerTensor, ScaleDtype, Scheme
 
 _BLOCK = 1 << 22  # values of one block of lanes: 16 MB of float32
 
@@ -50,20 +50,32 @@ def round_with_fixed_scales(
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))
         part = grid.rows(rows.start, rows.stop, len(schemes))
-        own_weights = [of_scheme[:, rows].contiguous() for of_scheme in stacked]
-        centred = feed_back_errors(torch.cat(own_weights, 1), factor, part)
-        for index, scheme in enumerate(schemes):
-            own = part.scheme(index, len(schemes), scheme.group_width(columns))
-            mine = centred.view(columns, len(schemes), -1)[:, index].contiguous()
-            # One scale that serves all rows cannot move for one of them.
-            rescale = None if isinstance(scheme.granularity, PerTensor) else scheme.scale_dtype
-            target, hessian, sweeps = own_weights[index], refinement.hessian, refinement.sweeps
-            mine, scale = refine(target, mine, own, hessian, refinement.damping, sweeps, rescale)
-            codes[index, rows], scales[index][rows] = own.unsigned(mine).T, scale.T
+        targets = torch.stack([of_scheme[:, rows] for of_scheme in stacked], 1)  # [in, schemes, lanes]
+        centred = feed_back_errors(targets.flatten(1), factor, part).view(targets.shape)
+        for (width, rescale), alike in _alike(columns, schemes).items():
+            grid_of = part.schemes(alike, len(schemes), width)
+            own, found = targets[:, alike].flatten(1), centred[:, alike].flatten(1)
+            found, scale = refine(
+                own, found, grid_of, refinement.hessian, refinement.damping, refinement.sweeps, rescale
+            )
+            unsigned = grid_of.unsigned(found).view(columns, len(alike), -1)
+            fitted = scale.view(len(scale), len(alike), -1)
+            for place, index in enumerate(alike):
+                codes[index, rows], scales[index][rows] = unsigned[:, place].T, fitted[:, place].T
     return [
         _by_site(scheme, of_codes, of_scales, of_sites, counts)
         for scheme, of_codes, of_scales, of_sites in zip(schemes, codes, scales, qparams, strict=True)
     ]
+
+
+def _alike(columns: int, schemes: Sequence[Scheme]) -> dict[tuple[int, ScaleDtype | None], list[int]]:
+    """Schemes, by place, that are refined side by side: by group width and the dtype that scales move in."""
+    found: dict[tuple[int, ScaleDtype | None], list[int]] = {}
+    for index, scheme in enumerate(schemes):
+        # One scale that serves all rows cannot move for one of them.
+        rescale = None if isinstance(scheme.granularity, PerTensor) else scheme.scale_dtype
+        found.setdefault((scheme.group_width(columns), rescale), []).append(index)
+    return found
 
 
 def _by_site(
