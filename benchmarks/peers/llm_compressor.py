@@ -50,8 +50,11 @@ def recipe(given: argparse.Namespace) -> Any:
 
 
 def own_size(given: argparse.Namespace) -> float:
-    """Bits per weight with 16-bit scales: of a model in float32 it stores them in float32."""
-    return grouped_bits(given.bits, given.group_size, given.symmetric)
+    """Bits per weight with 16-bit scales: of a model in float32 it stores them in float32.
+
+    Codes lie in words of 32 bits, none in two words, so 3 bits take 3.2.
+    """
+    return grouped_bits(32 / (32 // given.bits), given.group_size, given.symmetric)
 
 
 def quantize(given: argparse.Namespace, model: Any, tokens: Any) -> None:

@@ -84,7 +84,7 @@ class Phases:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def grouped_bits(bits: int, group: int, symmetric: bool) -> float:
+def grouped_bits(bits: float, group: int, symmetric: bool) -> float:
     """Per weight: codes, a 16-bit scale for each group, and a zero point as wide as a code."""
     return bits + (16 + (0 if symmetric else bits)) / group
 
