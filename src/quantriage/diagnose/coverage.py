@@ -27,7 +27,7 @@ from quantriage.diagnose.coverage_moments import (
     whitened,
 )
 from quantriage.diagnose.coverage_samples import Floats, energy_distance, permutation_test
-from quantriage.methods.objective import quadratic, relative_objective
+from quantriage.methods.objective import loss_error, share
 from quantriage.model.site import Site, read_site
 from quantriage.records.calibration import InputCoverage, TwoSample
 from quantriage.stream.site_products import input_key
@@ -233,9 +233,9 @@ def _errors(
     weights = [read_site(block, site).float().contiguous() for site in sites]
     moved = [rounding(site).sub_(weight) for site, weight in zip(sites, weights, strict=True)]
     calibrated, produced = (
-        relative_objective(
-            torch.cat([quadratic(change, moment) for change in moved]),
-            torch.cat([quadratic(weight, moment) for weight in weights]),
+        share(
+            sum(loss_error(change, moment, ()) for change in moved),
+            sum(loss_error(weight, moment, ()) for weight in weights),
         )
         for moment in moments
     )

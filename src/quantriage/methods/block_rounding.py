@@ -25,7 +25,7 @@ from quantriage.methods.error_feedback import feed_back_errors
 from quantriage.methods.hessian_factor import HessianFactor, factorize
 from quantriage.methods.inspection import inspect_inputs
 from quantriage.methods.lanes import LaneGrid
-from quantriage.methods.objective import loss_error, quadratic, relative_objective, share
+from quantriage.methods.objective import loss_error, quadratic, share
 from quantriage.methods.protocol import MethodFinding, SiteStatistics
 from quantriage.methods.refinement import refine
 from quantriage.methods.row_coupling import PANELS, RowCoupling
@@ -65,11 +65,11 @@ def plain_blocks(
     inspect_inputs(weights, statistics, schemes)
     found = []
     for weight in weights:
-        total = quadratic(weight, statistics.hessian)
+        total = loss_error(weight, statistics.hessian, ())
         of_weight = []
         for scheme in schemes:
             rounded = nearest_blocks(weight, scheme)
-            cost = relative_objective(_errors(weight, rounded, statistics.hessian), total)
+            cost = share(loss_error(rounded.dequantize().sub_(weight), statistics.hessian, ()), total)
             of_weight.append(BlockResult(rounded, 0.0, cost, cost))
         found.append(tuple(of_weight))
     return tuple(found)

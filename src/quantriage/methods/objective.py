@@ -32,9 +32,3 @@ def loss_error(rows: Tensor, hessian: Tensor, outputs: Sequence[Tensor]) -> floa
 def share(error: float, total: float) -> float:
     """error / total; 0 where the total is 0."""
     return error / total if total > 0 else 0.0
-
-
-def relative_objective(error: Tensor, total: Tensor) -> float:
-    """Sum of `error` over sum of `total`, both [out], in float64; 0 where the total is 0."""
-    denominator = float(total.sum(dtype=torch.float64))
-    return float(error.sum(dtype=torch.float64)) / denominator if denominator > 0 else 0.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantriage.methods.block_rounding import BlockResult, plain_blocks, round_blocks
-from quantriage.methods.objective import quadratic
+from quantriage.methods.objective import loss_error, share
 from quantriage.methods.protocol import SiteStatistics
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.schemes import Scheme
@@ -31,7 +31,7 @@ def round_end(
     rounding = round_blocks if feedback else plain_blocks
     step = max(1, at_once // weight.shape[1])
     slices = [weight[start : start + step].contiguous() for start in range(0, len(weight), step)]
-    powers = [float(quadratic(part, statistics.hessian).sum(dtype=torch.float64)) for part in slices]
+    powers = [loss_error(part, statistics.hessian, ()) for part in slices]
     found = []
     for scheme in schemes:
         start = time.perf_counter()
@@ -45,8 +45,7 @@ def _joined(scheme: Scheme, parts: Sequence[BlockResult], powers: Sequence[float
     total = sum(powers)
 
     def mean(values: Sequence[float]) -> float:
-        errors = sum(value * power for value, power in zip(values, powers, strict=True))
-        return errors / total if total > 0 else 0.0
+        return share(sum(value * power for value, power in zip(values, powers, strict=True)), total)
 
     return replace(
         parts[0],
