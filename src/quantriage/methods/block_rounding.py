@@ -28,7 +28,7 @@ from quantriage.methods.lanes import LaneGrid
 from quantriage.methods.objective import loss_error, quadratic, share
 from quantriage.methods.protocol import MethodFinding, SiteStatistics
 from quantriage.methods.refinement import refine
-from quantriage.methods.row_coupling import PANELS, RowCoupling
+from quantriage.methods.row_coupling import PANELS, RowCoupling, by_panels
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.schemes import ScaleDtype, Scheme
 
@@ -110,25 +110,26 @@ def _in_panels(
     couplings: Sequence[RowCoupling],
 ) -> list[BlockTensor]:
     """Every weight rounded, all rows side by side, or panel by panel where rows are coupled."""
-    counts = [len(weight) for weight in weights]
     if not couplings:
-        raw = _best_rows(torch.cat(list(weights)), scheme, factor, hessian).raw
-        return [BlockTensor(scheme, part.clone()) for part in torch.split(raw, counts)]
-    errors = [torch.zeros_like(weight) for weight in weights]
-    made: dict[int, Tensor] = {}
-    for panel in range(max(len(coupling.panels) for coupling in couplings)):
-        sites = [i for i, coupling in enumerate(couplings) if panel < len(coupling.panels)]
-        targets = [couplings[i].target(panel, weights[i], errors[i]) for i in sites]
-        raw = _best_rows(torch.cat(targets), scheme, factor, hessian).raw
-        for i, part in zip(sites, torch.split(raw, [len(t) for t in targets]), strict=True):
-            rows = couplings[i].panels[panel]
-            made.setdefault(i, raw.new_empty(counts[i], raw.shape[1]))[rows] = part
-            errors[i][rows] = BlockTensor(scheme, part.contiguous()).dequantize() - weights[i][rows]
-    return [BlockTensor(scheme, made[i]) for i in range(len(weights))]
+        return _best_rows(weights, scheme, factor, hessian)
+    (pieces,) = by_panels(
+        weights,
+        couplings,
+        1,
+        lambda targets: [_best_rows(targets[0], scheme, factor, hessian)],
+        BlockTensor.dequantize,
+    )
+    return [
+        BlockTensor(scheme, torch.cat([piece.raw for piece in own])[coupling.places])
+        for coupling, own in zip(couplings, pieces, strict=True)
+    ]
 
 
-def _best_rows(weight: Tensor, scheme: Scheme, factor: HessianFactor, hessian: Tensor) -> BlockTensor:
-    """The best of three ways for each row of weight [out, in]."""
+def _best_rows(
+    weights: Sequence[Tensor], scheme: Scheme, factor: HessianFactor, hessian: Tensor
+) -> list[BlockTensor]:
+    """The best of three ways for each row of the weights [out_k, in]."""
+    weight = torch.cat(list(weights))
     plain = nearest_blocks(weight, scheme)
     plain_errors = _errors(weight, plain, hessian)
     fields = search_fields(str(scheme), weight, factor.pivots)
@@ -139,7 +140,8 @@ def _best_rows(weight: Tensor, scheme: Scheme, factor: HessianFactor, hessian: T
         take = of_other < errors
         best = BlockTensor(scheme, torch.where(take.unsqueeze(1), other.raw, best.raw))
         errors = torch.where(take, of_other, errors)
-    return best
+    parts = torch.split(best.raw, [len(part) for part in weights])
+    return [BlockTensor(scheme, part.clone()) for part in parts]
 
 
 def fed_back(

@@ -17,7 +17,7 @@ scheme, at most 256 MB or one scheme's.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import torch
@@ -30,7 +30,7 @@ from quantriage.methods.inspection import inspect_inputs
 from quantriage.methods.nearest_rows import keep_nearest_rows, measured
 from quantriage.methods.objective import loss_error, share
 from quantriage.methods.protocol import MethodFinding, MethodResult, SiteStatistics
-from quantriage.methods.row_coupling import RowCoupling, RowPieces
+from quantriage.methods.row_coupling import RowCoupling, by_panels
 from quantriage.methods.static_groups import Refinement, round_with_fixed_scales
 from quantriage.numerics.choose_qparams import Search, choose_qparams
 from quantriage.numerics.min_max import MinMax, min_max_qparams
@@ -41,6 +41,7 @@ from quantriage.numerics.weighted_mse import WeightedMse
 
 _ERRORS = 1 << 26  # values of errors kept for schemes that run side by side: 256 MB
 
+_Kept = tuple[QuantizedTensor, int]  # and how many of its rows keep nearest rounding
 Scales = Literal["pivots", "diagonal", "mse", "min-max", "compensated"]
 
 
@@ -112,11 +113,11 @@ class Gptq:
         results: dict[int, list[MethodResult]] = {}
         for chosen, couplings in self._passes(weights, statistics, schemes):
             own = [schemes[index] for index in chosen]
-            rounded, fallen = self._in_panels(weights, hessian, factor, own, couplings)
-            for index, of_scheme, of_fallen in zip(chosen, rounded, fallen, strict=True):
+            rounded = self._in_panels(weights, hessian, factor, own, couplings)
+            for index, of_scheme in zip(chosen, rounded, strict=True):
                 results[index] = [
-                    _result(weights[i], statistics, i, factor, quantized, totals[i], rows)
-                    for i, (quantized, rows) in enumerate(zip(of_scheme, of_fallen, strict=True))
+                    _result(weights[i], statistics, i, factor, quantized, totals[i], fallen)
+                    for i, (quantized, fallen) in enumerate(of_scheme)
                 ]
         return tuple(
             tuple(results[index][number] for index in range(len(schemes))) for number in range(len(weights))
@@ -148,24 +149,21 @@ class Gptq:
         factor: HessianFactor,
         schemes: Sequence[Scheme],
         couplings: Sequence[RowCoupling],
-    ) -> tuple[list[list[QuantizedTensor]], list[list[int]]]:
-        """By scheme and site: the quantized weight, and how many rows keep nearest rounding."""
+    ) -> list[list[_Kept]]:
+        """By scheme and site."""
         if not couplings:
             return self._best([weights] * len(schemes), hessian, factor, schemes)
-        errors = [[torch.zeros_like(weight) for weight in weights] for _ in schemes]
-        made = [[RowPieces(len(weight)) for weight in weights] for _ in schemes]
-        fallen = [[0] * len(weights) for _ in schemes]
-        for panel in range(max(len(coupling.panels) for coupling in couplings)):
-            sites = [i for i, coupling in enumerate(couplings) if panel < len(coupling.panels)]
-            targets = [[couplings[i].target(panel, weights[i], own[i]) for i in sites] for own in errors]
-            rounded, counts = self._best(targets, hessian, factor, schemes)
-            for index, (of_scheme, of_counts) in enumerate(zip(rounded, counts, strict=True)):
-                for i, quantized, count in zip(sites, of_scheme, of_counts, strict=True):
-                    rows = couplings[i].panels[panel]
-                    made[index][i].put(rows, quantized)
-                    errors[index][i][rows] = quantized.dequantize() - weights[i][rows]
-                    fallen[index][i] += count
-        return [[pieces.joined() for pieces in of_scheme] for of_scheme in made], fallen
+        pieces = by_panels(
+            weights,
+            couplings,
+            len(schemes),
+            lambda targets: self._best(targets, hessian, factor, schemes),
+            lambda piece: piece[0].dequantize(),
+        )
+        return [
+            [_joined(own, coupling.places) for own, coupling in zip(of_scheme, couplings, strict=True)]
+            for of_scheme in pieces
+        ]
 
     def _best(
         self,
@@ -173,20 +171,18 @@ class Gptq:
         hessian: Tensor,
         factor: HessianFactor,
         schemes: Sequence[Scheme],
-    ) -> tuple[list[list[QuantizedTensor]], list[list[int]]]:
+    ) -> list[list[_Kept]]:
         """Rows towards targets[scheme][site], independent of each other."""
         rounded = self._round(targets, hessian, factor, schemes)
         if not self.options.keep_nearest:
-            return rounded, [[0] * len(of_scheme) for of_scheme in rounded]
-        kept, fallen = [], []
-        for of_targets, of_scheme in zip(targets, rounded, strict=True):
-            best = [
+            return [[(quantized, 0) for quantized in of_scheme] for of_scheme in rounded]
+        return [
+            [
                 keep_nearest_rows(target, hessian, measured(target, quantized, hessian))
                 for target, quantized in zip(of_targets, of_scheme, strict=True)
             ]
-            kept.append([candidate.quantized for candidate, _ in best])
-            fallen.append([rows for _, rows in best])
-        return kept, fallen
+            for of_targets, of_scheme in zip(targets, rounded, strict=True)
+        ]
 
     def _round(
         self,
@@ -208,6 +204,19 @@ class Gptq:
             for own, scheme in zip(targets, schemes, strict=True)
         ]
         return round_with_fixed_scales(targets, factor, schemes, qparams, refinement)
+
+
+def _joined(pieces: Sequence[_Kept], places: Tensor) -> _Kept:
+    """Row i of the whole is row places[i] of the pieces put end to end."""
+    parts = [quantized for quantized, _ in pieces]
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    whole = replace(
+        parts[0],
+        codes=torch.cat([part.codes for part in parts])[places],
+        scale=torch.cat([part.scale for part in parts])[places],
+        zero_point=torch.cat(zeros)[places] if zeros else None,
+    )
+    return whole, sum(fallen for _, fallen in pieces)
 
 
 def _result(

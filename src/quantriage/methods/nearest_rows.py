@@ -31,7 +31,7 @@ def measured(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor) -> Can
     return Candidate(quantized, quadratic(quantized.dequantize().sub_(weight), hessian))
 
 
-def keep_nearest_rows(weight: Tensor, hessian: Tensor, candidate: Candidate) -> tuple[Candidate, int]:
+def keep_nearest_rows(weight: Tensor, hessian: Tensor, candidate: Candidate) -> tuple[QuantizedTensor, int]:
     """The better of candidate and nearest rounding, with its own scales and with min-max scales.
 
     Also how many rows took the nearest.
@@ -48,7 +48,7 @@ def keep_nearest_rows(weight: Tensor, hessian: Tensor, candidate: Candidate) -> 
         if bool(better.any()):
             candidate = _mixed(better, nearest, candidate)
             taken = taken | better
-    return candidate, int(taken.sum())
+    return candidate.quantized, int(taken.sum())
 
 
 def _mixed(rows: Tensor, chosen: Candidate, other: Candidate) -> Candidate:

@@ -13,15 +13,16 @@ scales, feedback and refinement included. Twelve panels gain what single rows do
 for runs of rows (stream/hessian.py); rows of different runs do not know of each other.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from quantriage.errors import DataError
-from quantriage.numerics.quantized import QuantizedTensor
+
+T = TypeVar("T")
 
 PANELS = 12
 """Panels of the default rounding."""
@@ -45,6 +46,7 @@ class RowCoupling:
             torch.cat([parts[p] + run.start for parts, run in zip(self._parts, self._runs, strict=True)])
             for p in range(count)
         ]
+        self.places = torch.cat(self.panels).argsort()  # [out]: of each row, in the panels put end to end
 
     def target(self, panel: int, weight: Tensor, errors: Tensor) -> Tensor:
         """What to round rows `panels[panel]` of weight [out, in] towards, [rows, in].
@@ -87,29 +89,29 @@ def _owed(moment: Tensor, parts: Sequence[Tensor]) -> Tensor:
     return owed
 
 
-class RowPieces:
-    """A quantized weight of `rows` rows, put together from those of its panels. Not for scales per tensor."""
+def by_panels(
+    weights: Sequence[Tensor],
+    couplings: Sequence[RowCoupling],
+    ways: int,
+    round_rows: Callable[[list[list[Tensor]]], Sequence[Sequence[T]]],
+    values: Callable[[T], Tensor],
+) -> list[list[list[T]]]:
+    """Weights [out_k, in] rounded panel by panel, in several ways that each keep their own errors.
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._made: QuantizedTensor | None = None
-
-    def put(self, rows: Tensor, part: QuantizedTensor) -> None:
-        """Rows [n] of the weight are `part` [n, in]."""
-        if self._made is None:
-            zeros = None if part.zero_point is None else self._empty(part.zero_point)
-            self._made = replace(
-                part, codes=self._empty(part.codes), scale=self._empty(part.scale), zero_point=zeros
-            )
-        made = self._made
-        made.codes[rows], made.scale[rows] = part.codes, part.scale
-        if made.zero_point is not None and part.zero_point is not None:
-            made.zero_point[rows] = part.zero_point
-
-    def joined(self) -> QuantizedTensor:
-        """The whole, once every row has been put."""
-        assert self._made is not None
-        return self._made
-
-    def _empty(self, like: Tensor) -> Tensor:
-        return like.new_empty(self._rows, *like.shape[1:])
+    round_rows: what targets[way][weight] [rows, in] become; weights whose panels are used up are left out.
+    values: of one such piece. Returns the pieces by way and weight, rows in the order of the panels.
+    Memory: the weights once for each way, and the pieces.
+    """
+    errors = [[torch.zeros_like(weight) for weight in weights] for _ in range(ways)]
+    pieces: list[list[list[T]]] = [[[] for _ in weights] for _ in range(ways)]
+    for panel in range(max(len(coupling.panels) for coupling in couplings)):
+        sites = [i for i, coupling in enumerate(couplings) if panel < len(coupling.panels)]
+        rounded = round_rows(
+            [[couplings[i].target(panel, weights[i], own[i]) for i in sites] for own in errors]
+        )
+        for way, of_way in enumerate(rounded):
+            for i, piece in zip(sites, of_way, strict=True):
+                rows = couplings[i].panels[panel]
+                errors[way][i][rows] = values(piece) - weights[i][rows]
+                pieces[way][i].append(piece)
+    return pieces
