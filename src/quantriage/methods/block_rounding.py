@@ -93,12 +93,12 @@ def round_blocks(
     found: list[list[BlockResult]] = [[] for _ in weights]
     for scheme in schemes:
         rounded = _in_panels(weights, scheme, factor, hessian, couplings)
-        for i, (weight, best) in enumerate(zip(weights, rounded, strict=True)):
+        for i, (weight, pair) in enumerate(zip(weights, rounded, strict=True)):
             ours, plain = (
                 share(loss_error(one.dequantize().sub_(weight), hessian, moments[i]), totals[i])
-                for one in (best, nearest_blocks(weight, scheme))
+                for one in pair
             )
-            found[i].append(BlockResult(best, factor.damping, ours, plain, _findings(factor)))
+            found[i].append(BlockResult(pair[0], factor.damping, ours, plain, _findings(factor)))
     return tuple(tuple(own) for own in found)
 
 
@@ -108,27 +108,30 @@ def _in_panels(
     factor: HessianFactor,
     hessian: Tensor,
     couplings: Sequence[RowCoupling],
-) -> list[BlockTensor]:
-    """Every weight rounded, all rows side by side, or panel by panel where rows are coupled."""
+) -> list[tuple[BlockTensor, BlockTensor]]:
+    """Every weight at its best and plainly; all rows side by side, or by panels where they are coupled."""
     if not couplings:
         return _best_rows(weights, scheme, factor, hessian)
     (pieces,) = by_panels(
         weights,
         couplings,
         1,
-        lambda targets: [_best_rows(targets[0], scheme, factor, hessian)],
+        lambda targets: [[best for best, _ in _best_rows(targets[0], scheme, factor, hessian)]],
         BlockTensor.dequantize,
     )
     return [
-        BlockTensor(scheme, torch.cat([piece.raw for piece in own])[coupling.places])
-        for coupling, own in zip(couplings, pieces, strict=True)
+        (
+            BlockTensor(scheme, torch.cat([piece.raw for piece in own])[coupling.places]),
+            nearest_blocks(weight, scheme),
+        )
+        for weight, coupling, own in zip(weights, couplings, pieces, strict=True)
     ]
 
 
 def _best_rows(
     weights: Sequence[Tensor], scheme: Scheme, factor: HessianFactor, hessian: Tensor
-) -> list[BlockTensor]:
-    """The best of three ways for each row of the weights [out_k, in]."""
+) -> list[tuple[BlockTensor, BlockTensor]]:
+    """The best of three ways for each row of the weights [out_k, in], and the plain one."""
     weight = torch.cat(list(weights))
     plain = nearest_blocks(weight, scheme)
     plain_errors = _errors(weight, plain, hessian)
@@ -140,8 +143,8 @@ def _best_rows(
         take = of_other < errors
         best = BlockTensor(scheme, torch.where(take.unsqueeze(1), other.raw, best.raw))
         errors = torch.where(take, of_other, errors)
-    parts = torch.split(best.raw, [len(part) for part in weights])
-    return [BlockTensor(scheme, part.clone()) for part in parts]
+    parts = (torch.split(one.raw, [len(part) for part in weights]) for one in (best, plain))
+    return [(BlockTensor(scheme, a.clone()), BlockTensor(scheme, b)) for a, b in zip(*parts, strict=True)]
 
 
 def fed_back(
