@@ -18,7 +18,7 @@ from quantriage.diagnose.change_scores import Change, Shift, score_changes
 from quantriage.diagnose.hybrid import Pair, Unit
 from quantriage.diagnose.hybrid_runs import HybridRuns
 from quantriage.diagnose.noise import RowNoise
-from quantriage.diagnose.own_rounding import RoundedAnew, own_grid
+from quantriage.diagnose.own_rounding import own_grid, rounded_anew
 from quantriage.diagnose.unit_errors import UnitError, site_weight, stored_of
 from quantriage.model.site import Site
 from quantriage.stream.progress import Progress, silent
@@ -179,7 +179,7 @@ def compare_plain(
         if own is None or not clock.allows(runs, began, {name}):
             continue
         flipped = frozenset(unit.tensors[:1] if unit.site is not None and unit.site.transposed else ())
-        other = RoundedAnew(runs.pair.reference, {unit.tensors[0]: own}, flipped)
+        other = rounded_anew(runs.pair.reference, {unit.tensors[0]: own}, flipped)
         found[name] = (bounded(runs.score({name}).kl), bounded(runs.score_other(other).kl))
     return found
 

@@ -5,8 +5,9 @@ columns in any order, as GPTQ's act-order leaves them. Block formats and tables 
 plainly. What remains (floats, types without single codes) has no yardstick but the same-norm control.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from quantriage.diagnose.fisher import nearest
 from quantriage.diagnose.lint.plain_grid import has_plain_grid, round_plainly
 from quantriage.errors import BudgetError
-from quantriage.formats.weight_source import WeightSource
+from quantriage.formats.weight_source import ReplacedWeights, WeightSource
 from quantriage.methods.protocol import SiteStatistics
 from quantriage.methods.registry import METHODS
 from quantriage.numerics.schemes import IntGrid, PerGroup, Scheme
@@ -58,35 +59,18 @@ class PlainGrid:
         return round_plainly(weight, self.stored)
 
 
-@dataclass(frozen=True)
-class RoundedAnew:
-    """A WeightSource: `inner` with plain rounding of some tensors; `transposed` ones are stored [in, out]."""
+def rounded_anew(
+    inner: WeightSource, schemes: Mapping[str, OwnScheme | PlainGrid], transposed: Collection[str]
+) -> ReplacedWeights:
+    """`inner` with plain rounding of some tensors, made as they are read; `transposed`: stored [in, out]."""
 
-    inner: WeightSource
-    schemes: Mapping[str, OwnScheme | PlainGrid]
-    transposed: frozenset[str]
+    def rounded(name: str) -> Tensor:
+        weight = inner.get(name).to(torch.float32)
+        flip = name in transposed
+        found = schemes[name].nearest(weight.T if flip else weight)
+        return found.T if flip else found
 
-    def names(self) -> tuple[str, ...]:
-        """The inner names."""
-        return self.inner.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The inner shape."""
-        return self.inner.shape(name)
-
-    def get(self, name: str) -> Tensor:
-        """The tensor, rounded to nearest and dequantized where it has a scheme."""
-        tensor = self.inner.get(name)
-        if name not in self.schemes:
-            return tensor
-        weight = tensor.to(torch.float32)
-        flip = name in self.transposed
-        rounded = self.schemes[name].nearest(weight.T if flip else weight)
-        return rounded.T if flip else rounded
-
-    def stored(self, module: str) -> StoredWeight | None:  # noqa: ARG002
-        """Nothing is stored: this lives in memory."""
-        return None
+    return ReplacedWeights(inner, {name: partial(rounded, name) for name in schemes})
 
 
 def own_scheme(stored: StoredWeight | None) -> OwnScheme | None:

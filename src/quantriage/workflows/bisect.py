@@ -11,7 +11,7 @@ from quantriage.diagnose.attribution import Prediction
 from quantriage.diagnose.bisect import Taken
 from quantriage.diagnose.criteria import ExcessKl, KlAbove, PerplexityAbove, healthy_kl, suspicion
 from quantriage.diagnose.hybrid_runs import HybridRuns, StateRoom
-from quantriage.diagnose.own_rounding import RoundedAnew, own_scheme
+from quantriage.diagnose.own_rounding import own_scheme, rounded_anew
 from quantriage.diagnose.unit_errors import stored_of
 from quantriage.records.diagnosis import Bisection, BisectStep
 from quantriage.records.run_dir import BISECTION, LOCK, SUMMARY, RunDir
@@ -63,7 +63,7 @@ def _level(ground: Ground, healthy: Mapping[str, float], runs: HybridRuns) -> fl
     if predicted <= 0:
         return 1.0
     flipped = frozenset(u.tensors[0] for u in own if u.site is not None and u.site.transposed)
-    measured = runs.score_other(RoundedAnew(ground.pair.reference, schemes, flipped)).kl
+    measured = runs.score_other(rounded_anew(ground.pair.reference, schemes, flipped)).kl
     return measured / predicted if math.isfinite(measured) else 1.0
 
 
