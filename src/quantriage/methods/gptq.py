@@ -109,15 +109,24 @@ class Gptq:
         by_size = hessian.diagonal().argsort(stable=True)
         order = by_size if self.options.act_order else torch.arange(columns).flip(0)
         factor = factorize(hessian, order, self.options.damping)
-        totals = [loss_error(w, hessian, statistics.outputs_of(i)) for i, w in enumerate(weights)]
+        findings = _findings(hessian, factor)
+        outputs = [statistics.outputs_of(i) for i in range(len(weights))]
+        totals = [loss_error(w, hessian, own) for w, own in zip(weights, outputs, strict=True)]
         results: dict[int, list[MethodResult]] = {}
         for chosen, couplings in self._passes(weights, statistics, schemes):
             own = [schemes[index] for index in chosen]
             rounded = self._in_panels(weights, hessian, factor, own, couplings)
             for index, of_scheme in zip(chosen, rounded, strict=True):
                 results[index] = [
-                    _result(weights[i], statistics, i, factor, quantized, totals[i], fallen)
-                    for i, (quantized, fallen) in enumerate(of_scheme)
+                    MethodResult(
+                        quantized,
+                        factor.damping,
+                        share(loss_error(quantized.dequantize().sub_(weight), hessian, moments), total),
+                        findings + _fallen_rows(quantized, fallen),
+                    )
+                    for (quantized, fallen), weight, moments, total in zip(
+                        of_scheme, weights, outputs, totals, strict=True
+                    )
                 ]
         return tuple(
             tuple(results[index][number] for index in range(len(schemes))) for number in range(len(weights))
@@ -219,25 +228,14 @@ def _joined(pieces: Sequence[_Kept], places: Tensor) -> _Kept:
     return whole, sum(fallen for _, fallen in pieces)
 
 
-def _result(
-    weight: Tensor,
-    statistics: SiteStatistics,
-    number: int,
-    factor: HessianFactor,
-    quantized: QuantizedTensor,
-    total: float,
-    fallen: int,
-) -> MethodResult:
-    errors = quantized.dequantize().sub_(weight)
-    objective = share(loss_error(errors, statistics.hessian, statistics.outputs_of(number)), total)
-    findings = _findings(statistics.hessian, factor)
-    if fallen:
-        text = (
-            f"{fallen} of {len(weight)} rows of {quantized.scheme} keep nearest rounding: error feedback "
-            "made them worse"
-        )
-        findings += (MethodFinding("info", "rows-fell-back", text),)
-    return MethodResult(quantized, factor.damping, objective, findings)
+def _fallen_rows(quantized: QuantizedTensor, fallen: int) -> tuple[MethodFinding, ...]:
+    if not fallen:
+        return ()
+    text = (
+        f"{fallen} of {quantized.shape[0]} rows of {quantized.scheme} keep nearest rounding: error feedback "
+        "made them worse"
+    )
+    return (MethodFinding("info", "rows-fell-back", text),)
 
 
 def _search(
