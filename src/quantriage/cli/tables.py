@@ -48,12 +48,11 @@ def evaluations(results: Sequence[EvalResult]) -> Table:
 
 def _bits(result: EvalResult) -> str:
     """4.50, and in brackets the bits of the blocks alone and of the whole file where they are told apart."""
-    apart = [
-        f"{v:.2f}" for v in (result.blocks_bits_per_weight, result.file_bits_per_weight) if v is not None
-    ]
     if result.blocks_bits_per_weight is None:
         return f"{result.bits_per_weight:.2f}"
-    return f"{result.bits_per_weight:.2f} ({', '.join(apart)})"
+    apart = (result.blocks_bits_per_weight, result.file_bits_per_weight)
+    told = ", ".join(f"{bits:.2f}" for bits in apart if bits is not None)
+    return f"{result.bits_per_weight:.2f} ({told})"
 
 
 _TASK_COLUMNS = ("task", "metric", "items", "reference", "candidate", "difference [95%]", "lost, won", "p")

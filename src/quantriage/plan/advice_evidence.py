@@ -84,11 +84,10 @@ def gather(folders: Iterable[Path], digest: str, hardware: str) -> Evidence:
         if run.has(BENCH):
             bench = run.read(BENCH, Bench)
             on = bench.hardware.device
-            if not any(one.reference and one.digest == digest for one in bench.entries):
-                pass
-            elif on.startswith(CPU) != (hardware == CPU):
+            ours = any(one.reference and one.digest == digest for one in bench.entries)
+            if ours and on.startswith(CPU) != (hardware == CPU):
                 why = why and f"timed on {on}, {hardware} is asked for"
-            else:
+            elif ours:
                 why = ""
                 _add_speed(known, bench, str(folder))
                 for entry in bench.entries:
