@@ -35,6 +35,7 @@ from quantriage.workflows.recover import recover
 from quantriage.workflows.repair import repair
 
 EMBEDDING = "model.embed_tokens"  # of tied models, so the head too
+Told = list[tuple[str, int, int]]  # stage, done, total: the progress of `finished`
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 
 
@@ -74,11 +75,16 @@ def quantize_options(
 
 
 @pytest.fixture(scope="module")
+def told() -> Told:
+    return []
+
+
+@pytest.fixture(scope="module")
 def finished(
-    reference: Path, texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    reference: Path, texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, told: Told
 ) -> tuple[Path, RunSummary]:
     out = tmp_path_factory.mktemp("finished") / "tiny"
-    return out, recover(options_for(reference, texts, out))
+    return out, recover(options_for(reference, texts, out), lambda *step: told.append(step))
 
 
 def written(out: Path) -> Path:
@@ -114,6 +120,12 @@ def test_the_file_holds_the_plan_and_as_many_bytes(finished: tuple[Path, RunSumm
 
 def sites(out: Path) -> list[SiteInfo]:
     return RunDir(out.with_name("tiny.run")).read_many(SITES, SiteInfo)
+
+
+def test_every_type_of_a_table_is_a_step(finished: tuple[Path, RunSummary], told: Told) -> None:
+    steps = [(done, total) for stage, done, total in told if stage == "quantize embedding and head"]
+    assert len(steps) > 2
+    assert steps == [(done, len(steps) - 1) for done in range(len(steps))]
 
 
 def test_what_was_rounded_is_what_gguf_py_reads_back(finished: tuple[Path, RunSummary]) -> None:

@@ -96,6 +96,7 @@ def fill_bank(
 
 
 _ENDS = "ends"
+_ENDS_STAGE = "quantize embedding and head"
 
 
 def _step(block: int) -> str:
@@ -107,7 +108,9 @@ def _quantize_ends(
 ) -> tuple[dict[tuple[str, Scheme], Rounded], list[QuantizedSite]]:
     candidates: dict[tuple[str, Scheme], Rounded] = {}
     records: list[QuantizedSite] = []
-    for number, end in enumerate(ends, start=1):
+    steps = sum(len(wanted[end.name].schemes) for end in ends)
+    stream.progress(_ENDS_STAGE, 0, steps)
+    for end in ends:
         weight = stream.model.checkpoint.weights.get(f"{end.name}.weight").float().contiguous()
         statistics = _statistics(None if sums is None else sums.of(end), end.shape[1])
         schemes, method = wanted[end.name].schemes, wanted[end.name].method
@@ -116,7 +119,7 @@ def _quantize_ends(
             candidates[end.name, scheme] = result.quantized
             plain = result.plain_objective
             records.append(_record(end, scheme, method, weight, result, plain, statistics.tokens, seconds))
-        stream.progress("quantize embedding and head", number, len(ends))
+            stream.progress(_ENDS_STAGE, len(records), steps)
     return candidates, records
 
 

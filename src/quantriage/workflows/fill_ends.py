@@ -1,7 +1,7 @@
 """Candidates of embedding and head for the bank, rounded some rows at a time: a table may have 150,000."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,8 +22,8 @@ def round_end(
     schemes: Sequence[Scheme],
     feedback: bool,
     at_once: int = _SLICE,
-) -> list[tuple[BlockResult, float]]:
-    """A table [vocabulary, width], float32, in GGUF types, and the seconds each took.
+) -> Iterator[tuple[BlockResult, float]]:
+    """A table [vocabulary, width], float32, in one GGUF type after another, and the seconds each took.
 
     Without `feedback` each block is rounded by itself. Rows do not depend on each other, so slices do no
     harm. at_once: weights of a slice.
@@ -32,12 +32,10 @@ def round_end(
     step = max(1, at_once // weight.shape[1])
     slices = [weight[start : start + step].contiguous() for start in range(0, len(weight), step)]
     powers = [loss_error(part, statistics.hessian, ()) for part in slices]
-    found = []
     for scheme in schemes:
         start = time.perf_counter()
         parts = [rounding([part], statistics, [scheme])[0][0] for part in slices]
-        found.append((_joined(scheme, parts, powers), time.perf_counter() - start))
-    return found
+        yield _joined(scheme, parts, powers), time.perf_counter() - start
 
 
 def _joined(scheme: Scheme, parts: Sequence[BlockResult], powers: Sequence[float]) -> BlockResult:
