@@ -11,6 +11,7 @@ from quantriage.report.wording import (
     chart_text,
     clip,
     duration,
+    engine_failure,
     listed,
     median,
     number,
@@ -157,3 +158,22 @@ def test_long_values_are_shown_where_they_part() -> None:
     whole, doubled = parted("ab" * 30, "ab" * 31)
     assert whole.changed == ""
     assert doubled.changed == "ab"
+
+
+def test_an_engines_failure_is_the_error_it_names_first() -> None:
+    ours = "best, vllm: ended with status 1 and no answer."
+    lines = [
+        "-packages/vllm/model_executor/models/llama.py, line 391, in <lambda>",
+        "[rank0]:     raise ValueError(",
+        "[rank0]: ValueError: Failed to find a kernel. Reasons: ",
+        "[rank0]:  A kernel cannot implement due to: Unsupported quant type uint8b128",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    found = engine_failure(f"{ours} Its last output: " + "\n".join(lines * 9))
+    reason = (
+        "ValueError: Failed to find a kernel. Reasons: A kernel cannot implement due to: Unsupported quant"
+    )
+    assert found.startswith(f"{ours} {reason} type uint8b128 RuntimeError")
+    assert len(found) == 300
+    assert engine_failure(f"{ours} Its last output: loading\nKilled") == f"{ours} loading Killed"
+    assert engine_failure("vLLM reads no GGUF") == "vLLM reads no GGUF"

@@ -8,6 +8,7 @@ from quantriage.cli.tables import plain_table
 from quantriage.records.bench import Bench
 from quantriage.records.run_dir import REPORT, RunDir
 from quantriage.records.types import Interval
+from quantriage.report.wording import engine_failure
 from quantriage.stream.progress import Progress
 from quantriage.workflows.bench_options import BenchOptions
 
@@ -21,7 +22,7 @@ def run(options: BenchOptions, progress: Progress) -> Outcome:
     for one in found.comparisons:
         said.append(one.sentence)
         said += [f"  {'' if r.measured else '(inferred) '}{r.code}: {r.text}" for r in one.reasons]
-    said += [f"not run: {f.checkpoint} in {f.engine}: {f.error}" for f in found.failures]
+    said += [f"not run: {f.checkpoint} in {f.engine}: {engine_failure(f.error)}" for f in found.failures]
     said += [f"conditions: {text}" for text in found.conditions]
     if options.run is not None:
         said.append(f"report: {RunDir(options.run).file(REPORT)}")

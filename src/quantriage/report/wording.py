@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from quantriage.records.types import Interval
 
+_RAISED = re.compile(r"\b\w*(?:Error|Exception): .*", re.DOTALL)
+_RANK = re.compile(r"^\[\w+\]:", re.MULTILINE)  # vLLM's mark of a process on each line
 _HTTPS = re.compile(r"https://[a-z0-9-]+(\.[a-z0-9-]+)+(:\d+)?(/|$)")
 
 
@@ -113,6 +115,13 @@ def tooltip(lines: Sequence[str]) -> str:
 def clip(text: str, width: int) -> str:
     """The beginning of a text that a file made too long to show; the record has the rest."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def engine_failure(error: str, width: int = 300) -> str:
+    """A failure on one line: our account, and the first error in the engine's output, or else its end."""
+    ours, _, output = error.partition("Its last output: ")
+    raised = _RAISED.search(_RANK.sub("", output))
+    return clip(" ".join((ours + (raised[0] if raised else tail(output))).split()), width)
 
 
 def listed(names: Sequence[str], shown: int = 3) -> str:

@@ -9,7 +9,7 @@ from quantriage.report.bench_chart import Bar, bars_figure
 from quantriage.report.chart import Chart, View
 from quantriage.report.run_records import RunRecords
 from quantriage.report.section import Section
-from quantriage.report.wording import number, plural, sentence, size, span
+from quantriage.report.wording import engine_failure, number, plural, sentence, size, span
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def build(records: RunRecords) -> Section | None:
     content = BenchContent(
         comparisons=tuple(_comparison(one) for one in found.comparisons),
         entries=tuple(_entry(one) for one in found.entries),
-        failures=tuple((f"{one.checkpoint} in {one.engine}", one.error) for one in found.failures),
+        failures=tuple(
+            (f"{one.checkpoint} in {one.engine}", engine_failure(one.error)) for one in found.failures
+        ),
         conditions=tuple(sentence(text) for text in (*found.conditions, _machine(found))),
     )
     return Section("bench", "Speed against the unquantized model", found.sentence, content, (_chart(found),))
