@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.intervals import compare, perplexity_interval
@@ -111,11 +112,16 @@ def stored_sites(opened: OpenedModel) -> tuple[float, int, float | None]:
     """Bits per weight over the sites of a checkpoint as stored, their bytes, and the bits of blocks alone.
 
     A GGUF file's embedding and head count among its sites, as the target llama.cpp plans them; of other
-    formats all sites are in blocks, and the third is None.
+    formats all sites are in blocks, and the third is None. Experts that are stored as one stack all count.
     """
     weights = opened.checkpoint.weights
-    gguf = isinstance(weights, GGUFWeights)
-    infos = opened.map.infos() if gguf else [site.info() for site in opened.map.sites]
+    gguf, names = isinstance(weights, GGUFWeights), frozenset(weights.names())
+    infos = [
+        replace(info, shape=(prod(weights.shape(info.name)) // info.shape[1], info.shape[1]))
+        if info.name in names  # a stack: its tensor has no ".weight"
+        else info
+        for info in (opened.map.infos() if gguf else [site.info() for site in opened.map.sites])
+    ]
     sizes = {info.name: _stored_bytes(opened, info) for info in infos}
     total = sum(sizes.values())
     inside = [info for info in infos if info.category not in END_CATEGORIES]
@@ -129,8 +135,9 @@ def all_weights(opened: OpenedModel) -> int:
 
 
 def _stored_bytes(opened: OpenedModel, site: SiteInfo) -> int:
-    weights, tensor = opened.checkpoint.weights, f"{site.name}.weight"
-    if isinstance(weights, GGUFWeights) and tensor in weights.parts:
-        return weights.nbytes(tensor)  # each tensor has a type of its own
+    weights = opened.checkpoint.weights
+    for tensor in (site.name, f"{site.name}.weight"):
+        if isinstance(weights, GGUFWeights) and tensor in weights.parts:
+            return weights.nbytes(tensor)  # each tensor has a type of its own
     stored = weights.stored(site.name)
     return stored.nbytes if stored is not None else prod(site.shape) * opened.checkpoint.stored_dtype.itemsize
