@@ -36,6 +36,7 @@ _LC, _GM, _AR, _AO = "llm-compressor", "gptqmodel", "auto-round", "torchao"
 ROWS: tuple[Row, ...] = (
     _ours("rtn w4a", 4, "quantize", "--scheme", "w4a-g{group}", "--method", "rtn"),
     _ours("w4a", 4, "quantize", "--scheme", "w4a-g{group}"),
+    _ours("w4a folded", 4, "quantize", "--scheme", "w4a-g{group}", "--fold", "channels"),
     _ours("w4s", 4, "quantize", "--scheme", "w4s-g{group}"),
     _ours("recover 4.5", 4, "recover", "--bpw", "4.5"),
     _ours("recover llama.cpp 4.9", 4, "recover", "--target", "llama.cpp", "--bpw", "4.9"),
@@ -46,6 +47,7 @@ ROWS: tuple[Row, ...] = (
     _ours("w8s", 8, "quantize", "--scheme", "w8s-g{group}"),
     _ours("rtn w3a", 3, "quantize", "--scheme", "w3a-g{group}", "--method", "rtn"),
     _ours("w3a", 3, "quantize", "--scheme", "w3a-g{group}"),
+    _ours("w3a folded", 3, "quantize", "--scheme", "w3a-g{group}", "--fold", "channels"),
     _ours("recover 4.25", 4, "recover", "--bpw", "4.25"),
     _ours("recover 3.5", 3, "recover", "--bpw", "3.5"),
     _ours("recover 3", 3, "recover", "--bpw", "3"),

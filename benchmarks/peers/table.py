@@ -59,10 +59,9 @@ def markdown(results: Sequence[Result]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(_line(r, done) for r in done)]
     reasons = [f"- {r.label}, {stage}: {why}" for r in results for stage, why in r.failed.items()]
     note = (
-        "KL in nats per token. `ours / this`: the least KL of our rows of no more bits, over this one's; GGUF "
-        "files against GGUF files by the whole file, the others by the body. Tools run in float32, so "
-        "embeddings and norms take 4 bytes a weight in their files, 2 in ours; sizes of whole files compare "
-        "within that."
+        "KL in nats per token. `ours / this`: the least KL of our rows of no more bits over this one's, GGUF "
+        "against GGUF by the whole file, the others by the body. Tools run in float32, so embeddings and "
+        "norms take 4 bytes a weight in their files, 2 in ours; sizes of whole files compare within that."
     )
     return "\n".join([*lines, "", note, "", "What could not be done:", "", *(reasons or ["nothing"])]) + "\n"
 
