@@ -15,7 +15,6 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from quantriage.data.token_set import TokenSet
-from quantriage.diagnose.aligned import SAME
 from quantriage.errors import ResumeError
 from quantriage.methods.channel_scales import exactly_stored, fold_scales
 from quantriage.model.folds import Fold, find_folds, scaled_weights
@@ -41,6 +40,7 @@ FOLD = "fold.safetensors"
 _STEP = "fold"
 _WINDOWS = 16  # of the calibration text: one figure for each channel needs fewer than a Hessian does
 _NOISE = 16  # tokens
+_SAME = 1e-3  # relative change of a block's output that its own rounding in float32 explains
 
 Scales = Mapping[str, Tensor]  # by fold: what its consumers' columns are multiplied by
 
@@ -146,7 +146,7 @@ def _same_function(opened: OpenedModel, folds: Sequence[Fold], scales: Scales) -
                 m.run_block(m.load_block(index), hidden, calls[index]) - hidden
                 for m in (opened.model, view.model)
             )
-        if float((after - before).norm()) <= SAME * float(before.norm()):
+        if float((after - before).norm()) <= _SAME * float(before.norm()):
             kept |= own
     return kept
 

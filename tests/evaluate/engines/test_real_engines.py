@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from formats import hf_folders
 from quantriage.data.token_set import TokenSet
 from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.engines.difference import Difference, difference
@@ -110,6 +111,53 @@ def test_llama_cpp_with_embedding_and_head_in_blocks(tmp_path: Path) -> None:
     found = seen("llama.cpp", out / "made.gguf", "auto", tmp_path)
     assert found.mean_absolute.value < 0.2, found
     assert abs(found.nll_shift.value) < 0.05, found
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks with biases on q, k and v, in sizes that engines take, and norms for a fold to take back."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "initializer_range": 0.1}
+    model = hf_folders.save_model(folder, "qwen2", **sizes)
+    factors = torch.exp2(torch.randint(-2, 3, (128,), generator=torch.Generator().manual_seed(1)).float())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layernorm" in name:
+                parameter.div_(factors)
+            elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+                parameter.mul_(factors)
+    model.save_pretrained(folder)
+    hf_folders.save_tokenizer(folder, "qwen2")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("engine", "target", "scheme", "dtype"),
+    [
+        ("transformers", "transformers", "w3a-g32", "float32"),
+        ("vllm", "vllm-cpu", "w4a-g32", "float16"),
+        ("vllm", "gptq", "w4s-g32", "float16"),  # asymmetric GPTQ is refused by vLLM for CPU
+        ("vllm", "awq", "w4a-g32", "float16"),
+        ("llama.cpp", "llama.cpp", "Q5_0", "auto"),
+    ],
+)
+def test_folded_channel_scales(
+    engine: str, target: str, scheme: str, dtype: str, wide: Path, tmp_path: Path
+) -> None:
+    """Every layout that a folded model is written in, in an engine that reads it."""
+    out = tmp_path / "made"
+    summary = quantize(
+        QuantizeOptions(
+            model=str(wide), out=out, calibration=(setting("QUANTRIAGE_TEXT"),), target=target, scheme=scheme,
+            fold="channels", sequences=4, length=64,
+        )
+    )  # fmt: skip
+    (folded,) = (f.text for f in summary.findings if f.code == "channels-folded")
+    assert folded.startswith("channels of 8 of 8 inputs"), folded
+    made = out / "made.gguf" if target == "llama.cpp" else out
+    found = seen(engine, made, dtype, tmp_path)
+    assert found.mean_absolute.value < MEAN[engine], found
+    assert found.largest < LARGEST[engine], found
 
 
 @pytest.fixture(scope="module")

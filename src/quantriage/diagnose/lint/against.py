@@ -163,7 +163,7 @@ class Against:
             other: f for other, f in self.rescaled.items() if self._block(other) == block and other != name
         }
         vectors = [v for other, v in self.vectors.items() if self._block(other) == block]
-        width = self.subject.setting("head_dim") or self._head_width()
+        width = self._head_width()
         columns = not fit.of_columns or any(
             undoes(fit.columns, other, width) for other in [*vectors, *(f.rows for f in near.values())]
         )
@@ -182,7 +182,7 @@ class Against:
 
     def _head_width(self) -> int | None:
         width, heads = self.subject.setting("hidden_size"), self.subject.setting("num_attention_heads")
-        return width // heads if width and heads else None
+        return self.subject.setting("head_dim") or (width // heads if width and heads else None)
 
     def _stack_of(self, name: str | None) -> str | None:
         """The block of a tensor as block-order findings name it."""
@@ -222,7 +222,7 @@ class Against:
         ratio, block = self.vectors[name], self._block(name)
         near = self._columns_near(name)
         near += [f.columns for other, f in self.rescaled.items() if self._block(other) == block]
-        return any(undoes(ratio, factors, None) for factors in near if factors.numel() == ratio.numel())
+        return any(undoes(ratio, factors, self._head_width()) for factors in near)
 
     def _stands_out(self, pair: Pair, sites: Mapping[str, SiteSummary]) -> bool:
         """Whether a site is worse than its siblings, or so bad that it does not matter."""

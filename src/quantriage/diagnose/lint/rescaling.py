@@ -14,6 +14,7 @@ from quantriage.diagnose.lint.pair import EXPLAINED_TIMES, Pair
 
 _ROUNDS = 3  # of alternating least squares; the fit is nearly exact after two
 _FLAT = 0.05  # spread of log factors below which nothing was rescaled; rounding alone gives 0.02
+_LEAST = 0.02  # spread from which factors that agree with others' are no accident
 _AGREEING = 0.9  # correlation of log factors with the inverse ones
 
 
@@ -66,7 +67,7 @@ def undoes(factors: Tensor, others: Tensor, head_width: int | None) -> bool:
     if not bool((small > 0).all() and (large > 0).all()):
         return False
     left, right = small.log(), large.log()
-    if _spread(small) < _FLAT or _spread(large) < _FLAT:
+    if _spread(small) < _LEAST or _spread(large) < _LEAST:
         return False
     return float(torch.corrcoef(torch.stack([left, -right]))[0, 1]) > _AGREEING
 
