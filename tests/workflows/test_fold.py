@@ -1,6 +1,7 @@
 """`--fold channels`: the same function in another scaling, exported, proven on the original, resumed."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from quantriage.model.folds import find_folds
 from quantriage.records.run_dir import LOCK, PROOF, QUANTIZED, RunDir
 from quantriage.records.types import Lock, Proof, QuantizedSite
 from quantriage.stream.compute import exact
+from quantriage.workflows.diagnose import Diagnosed, diagnose
 from quantriage.workflows.evaluate import evaluate
 from quantriage.workflows.fold import FOLD, seen_through
 from quantriage.workflows.lint import lint
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import open_model
-from quantriage.workflows.options import EvaluateOptions, LintOptions, QuantizeOptions
+from quantriage.workflows.options import DiagnoseOptions, EvaluateOptions, LintOptions, QuantizeOptions
 from quantriage.workflows.quantize import quantize
 from quantriage.workflows.recover import recover
 
@@ -138,12 +140,58 @@ def test_a_gguf_holds_the_divided_norms(kind: str, tmp_path: Path) -> None:
     assert 0 < found["channels"][1] < 2 * found["none"][1]
 
 
-def test_lint_takes_a_folded_export_for_sound(place: Place, tmp_path: Path) -> None:
-    """Rows and columns differ from the reference's; that others undo it has to be seen."""
-    options = place.quantize(tmp_path / "out", scheme="w4a-g32", fold="channels")
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A model with biases, its text, and its folded export."""
+    folder = tmp_path_factory.mktemp("folded")
+    hf_folders.save_model(folder / "model", "qwen2")
+    hf_folders.save_tokenizer(folder / "model", "qwen2")
+    words = random.Random(0).choices(" ".join(hf_folders.TEXTS).split(), k=3000)
+    (folder / "text.txt").write_text(" ".join(words), encoding="utf-8")
+    options = QuantizeOptions(
+        model=str(folder / "model"), out=folder / "out", calibration=(folder / "text.txt",),
+        sequences=16, length=64, target="transformers", scheme="w4a-g32", fold="channels",
+    )  # fmt: skip
     quantize(options)
-    record = lint(LintOptions(candidate=str(options.out), reference=str(place.model)))
-    assert [f for f in record.findings if f.severity == "error"] == []
+    return folder / "model", folder / "out", folder / "text.txt"
+
+
+def test_lint_takes_a_folded_export_for_sound(folded: tuple[Path, Path, Path]) -> None:
+    """Norms, a bias, rows and columns differ from the reference's; that others undo it has to be seen."""
+    model, out, _ = folded
+    record = lint(LintOptions(candidate=str(out), reference=str(model)))
+    assert {f.check for f in record.findings} == {"rescaled"}
+
+
+def diagnosed(model: Path, candidate: Path, text: Path) -> Diagnosed:
+    options = DiagnoseOptions(
+        reference=str(model), candidate=str(candidate), text=(text,), sequences=4, length=64
+    )
+    return diagnose(options)
+
+
+def test_diagnosis_sees_rounding_alone_in_a_folded_export(folded: tuple[Path, Path, Path]) -> None:
+    model, out, text = folded
+    found = diagnosed(model, out, text)
+    assert found.conclusion.verdict in ("badly quantized", "at the limit of its bits", "healthy")
+    assert found.attribution is not None
+    assert not any("norm" in name for cause in found.conclusion.causes for name in cause.units)
+    assert max(unit.relative_error for unit in found.attribution.units) < 0.3
+    assert found.attribution.total_kl == pytest.approx(kl_of(model, out, text), rel=0.5)
+
+
+def test_a_fault_in_a_folded_export_is_named_alone(folded: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model, out, text = folded
+    broken, name = tmp_path / "broken", "model.layers.1.self_attn.q_proj"
+    shutil.copytree(out, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors[f"{name}.weight_scale"] = tensors[f"{name}.weight_scale"].roll(1, dims=0).contiguous()
+    tensors[f"{name}.weight_scale"][: len(tensors[f"{name}.weight_scale"]) // 2] *= 4
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    found = diagnosed(model, broken, text)
+    assert found.conclusion.verdict == "damaged"
+    assert found.conclusion.causes[0].units == (name,)
+    assert not any("norm" in unit for cause in found.conclusion.causes for unit in cause.units)
 
 
 def test_another_fold_does_not_resume(place: Place, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ AWQ, SmoothQuant and `--fold channels` divide a norm by factors and multiply the
 rows by factors and the columns that read them by the inverse. The model computes the same, but no unit of it
 fits into the reference: swapped in alone, each ruins it. Here the factors are taken back on both sides, so
 that what is left of a difference is rounding. Which parameters factors can move between is found by running
-the reference's blocks (`model/folds.py`), so the function stays whatever the factors are; they are taken back
-only where everything that reads a channel undoes them, since a norm that changed by itself is damaged.
+the reference's blocks (`model/folds.py`), so the function stays whatever the factors are. They are taken back
+where half of the readers undo them: a norm that changed by itself is damaged, and so is a reader that does
+not undo what the others do.
 """
 
 from collections.abc import Iterable, Sequence
@@ -68,18 +69,18 @@ def _is_vector(model: CausalModel, pair: Pair, fold: Fold) -> bool:
 def _rescaled(
     model: CausalModel, pair: Pair, candidate: WeightSource, folds: Iterable[Fold]
 ) -> dict[str, Tensor]:
-    """By fold: the candidate's channels [width] over the reference's, where all that reads them undoes it."""
+    """By fold: the candidate's channels [width] over the reference's, where half of the readers undo it."""
     found: dict[str, Tensor] = {}
     for fold in folds:
         ratio = _producers(model, pair, candidate, fold)
         if ratio is None:
             continue
-        behind = (
-            _factors(pair, candidate, tensor, 0 if turned else 1)
+        undone = [
+            _undoes(ratio[fold.channels], _factors(pair, candidate, tensor, 0 if turned else 1))
             for name, turned in fold.consumers.items()
             for tensor in _tensors(model, fold, name)
-        )
-        if all(factors is not None and _undoes(ratio[fold.channels], factors) for factors in behind):
+        ]
+        if 2 * sum(undone) >= len(undone):
             found[fold.name] = ratio
     return found
 
@@ -94,9 +95,7 @@ def _producers(model: CausalModel, pair: Pair, candidate: WeightSource, fold: Fo
     return ratio if ratio is not None and float(ratio.log().std()) > CHANGED else None
 
 
-def _factors(
-    pair: Pair, candidate: WeightSource, name: str, axis: int, offset: float = 0.0
-) -> Tensor | None:
+def _factors(pair: Pair, candidate: WeightSource, name: str, axis: int, offset: float = 0.0) -> Tensor | None:
     """Best factors along an axis from the reference's tensor to the candidate's; None unless all positive."""
     ours, theirs = (t.float() + offset for t in (pair.reference.get(name), candidate.get(name)))
     if ours.ndim > 2 or ours.shape[axis] < 2:
@@ -107,8 +106,10 @@ def _factors(
     return ratio if bool((torch.isfinite(ratio) & (ratio > 0)).all()) else None
 
 
-def _undoes(factors: Tensor, others: Tensor) -> bool:
+def _undoes(factors: Tensor, others: Tensor | None) -> bool:
     """Whether `others` [in] are nearer to the inverse of `factors` [in] than to a constant."""
+    if others is None:
+        return False
     x, y = factors.log(), others.log()
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum()) < _NEARER * float(x.square().sum())

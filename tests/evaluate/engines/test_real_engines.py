@@ -113,6 +113,9 @@ def test_llama_cpp_with_embedding_and_head_in_blocks(tmp_path: Path) -> None:
     assert abs(found.nll_shift.value) < 0.05, found
 
 
+READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # of norms
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks with biases on q, k and v, in sizes that engines take, and norms for a fold to take back."""
@@ -124,27 +127,30 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, parameter in model.named_parameters():
             if "layernorm" in name:
                 parameter.div_(factors)
-            elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
-                parameter.mul_(factors)
+            elif name.split(".")[-2] in READERS:
+                parameter.mul_(factors if parameter.ndim == 2 else 1.0)
     model.save_pretrained(folder)
     hf_folders.save_tokenizer(folder, "qwen2")
     return folder
 
 
 @pytest.mark.parametrize(
-    ("engine", "target", "scheme", "dtype"),
+    ("engine", "target", "scheme", "dtype", "mean"),
     [
-        ("transformers", "transformers", "w3a-g32", "float32"),
-        ("vllm", "vllm-cpu", "w4a-g32", "float16"),
-        ("vllm", "gptq", "w4s-g32", "float16"),  # asymmetric GPTQ is refused by vLLM for CPU
-        ("vllm", "awq", "w4a-g32", "float16"),
-        ("llama.cpp", "llama.cpp", "Q5_0", "auto"),
+        ("transformers", "transformers", "w3a-g32", "float32", 1e-5),
+        ("vllm", "vllm-cpu", "w4a-g32", "float16", 0.006),
+        ("vllm", "gptq", "w4s-g32", "float16", 0.006),  # asymmetric GPTQ is refused by vLLM for CPU
+        ("vllm", "awq", "w4a-g32", "float16", 0.006),
+        ("llama.cpp", "llama.cpp", "Q5_0", "auto", 0.1),
     ],
 )
 def test_folded_channel_scales(
-    engine: str, target: str, scheme: str, dtype: str, wide: Path, tmp_path: Path
+    engine: str, target: str, scheme: str, dtype: str, mean: float, wide: Path, tmp_path: Path
 ) -> None:
-    """Every layout that a folded model is written in, in an engine that reads it."""
+    """Every layout that a folded model is written in, in an engine that reads it.
+
+    Seen: 2e-7, 0.0014 in each layout for vLLM, 0.022. With one norm not divided our own are 0.9 apart.
+    """
     out = tmp_path / "made"
     summary = quantize(
         QuantizeOptions(
@@ -156,8 +162,7 @@ def test_folded_channel_scales(
     assert folded.startswith("channels of 8 of 8 inputs"), folded
     made = out / "made.gguf" if target == "llama.cpp" else out
     found = seen(engine, made, dtype, tmp_path)
-    assert found.mean_absolute.value < MEAN[engine], found
-    assert found.largest < LARGEST[engine], found
+    assert found.mean_absolute.value < mean, found
 
 
 @pytest.fixture(scope="module")
