@@ -41,10 +41,6 @@ class Factors:
         rows, columns = (None if f is None else f.reciprocal() for f in (self.rows, self.columns))
         return Factors(rows, columns, self.offset)
 
-    def and_rows(self, rows: Tensor) -> "Factors":
-        """These, and rows once more."""
-        return Factors(rows if self.rows is None else self.rows * rows, self.columns, self.offset)
-
 
 @dataclass(frozen=True)
 class ScaledWeights:

@@ -63,8 +63,9 @@ TARGETS: dict[str, Target] = {
     "gptq": Target(
         "gptq",
         tuple(f"w{bits}{kind}-{where}" for bits in (2, 3, 4, 8) for kind in "sa" for where in _WHERE),
-        "the GPTQ layout (version 1), for GPTQModel, vLLM (on a CPU symmetric schemes only) and others; a "
-        "plan's other schemes become `dynamic` rules; one scheme or a plan, no budget",
+        "the GPTQ layout (version 1), for GPTQModel, vLLM and others; asymmetric schemes are refused by "
+        "GPTQModel 7.7 and by vLLM on a CPU (which both load `awq`); a plan's other schemes become `dynamic` "
+        "rules; one scheme or a plan, no budget",
         stored="gptq",
         budgets=False,
     ),
