@@ -111,7 +111,11 @@ def test_a_diagnosis_keeps_its_lock_and_summary(place: Place, tmp_path: Path) ->
     assert [unit.unit for unit in found.units] == [DOWN]
     assert [run.file(name).read_bytes() for name in names] == before
     assert run.read(REPAIR, Repair) == found
-    assert run.read(REPAIR_LOCK, Lock).command == "repair"
+    lock = run.read(REPAIR_LOCK, Lock)
+    assert lock.command == "repair"
+    assert set(lock.output_files) == {path.name for path in (tmp_path / "out").iterdir()}
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert lock.output_files["model.safetensors"] == hashlib.sha256(weights).hexdigest()
     assert run.read(REPAIR_SUMMARY, RunSummary).stages
     page = run.file(REPORT).read_text()
     assert all(f'id="{section}"' in page for section in ("candidate", "repair"))

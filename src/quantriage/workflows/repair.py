@@ -21,6 +21,7 @@ from quantriage.formats.rewrite import Replacement
 from quantriage.formats.rewriters import rewriter_of
 from quantriage.plan.targets import target_named
 from quantriage.records.diagnosis import Attribution, Repair
+from quantriage.records.digest import file_digest
 from quantriage.records.run_dir import (
     ATTRIBUTION,
     LOCK,
@@ -212,6 +213,11 @@ def _write_records(subjects: _Subjects, record: Repair, clock: StageClock) -> No
                 "units": ", ".join(unit.unit for unit in record.units),
                 "extra_bpw": options.extra_bpw,
                 "target": options.target,
+            },
+            output_files={
+                str(path.relative_to(options.out)): file_digest(path)
+                for path in sorted(options.out.rglob("*"))
+                if path.is_file()
             },
         ),
     )
