@@ -108,9 +108,13 @@ class Loaded:
 
 
 def plain_transformers(python: str, reference: str, candidate: Path, tokens: Path) -> Loaded:
-    """KL and perplexity of a saved directory as the transformers of `python` loads it, or ProcessError."""
+    """KL and perplexity of a saved directory as the transformers of `python` loads it, or ProcessError.
+
+    candidate: a folder, which may hold one GGUF file instead, or such a file.
+    """
     script = Path(__file__).parent / "engines" / "transformers_kl.py"
-    command = [python, str(script), reference, str(candidate), str(tokens)]
+    place = next(candidate.glob("*.gguf"), candidate)
+    command = [python, str(script), reference, str(place), str(tokens)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         words = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
