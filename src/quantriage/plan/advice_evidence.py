@@ -14,6 +14,8 @@ from quantriage.records.run_dir import BENCH, LOCK, PROOF, RunDir
 from quantriage.records.types import EvalResult, Interval, Lock, Proof
 
 CPU = "cpu"
+_RESERVING = frozenset({"vllm"})
+"""Engines that take memory for a cache as they are told to, so that a peak does not say what they need."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class MeasuredCheckpoint:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it. ignored: runs not used, and why. overhead: of engines, bytes before a model is loaded."""
+    """All of it. ignored: runs not used, and why. overhead: of engines, bytes needed beyond the weights."""
 
     checkpoints: tuple[MeasuredCheckpoint, ...] = ()
     overhead: tuple[tuple[str, int], ...] = ()
@@ -91,10 +93,21 @@ def gather(folders: Iterable[Path], digest: str, hardware: str) -> Evidence:
                 why = ""
                 _add_speed(known, bench, str(folder))
                 for entry in bench.entries:
-                    overhead[entry.engine] = max(overhead.get(entry.engine, 0), entry.memory_before)
+                    beyond = _beyond_weights(entry)
+                    overhead[entry.engine] = min(overhead.get(entry.engine, beyond), beyond)
         if why:
             ignored.append(f"{why}: {folder}")
     return Evidence(tuple(known.values()), tuple(overhead.items()), tuple(ignored))
+
+
+def _beyond_weights(entry: BenchEntry) -> int:
+    """Bytes of the engine and its buffers; where several runs saw an engine, the least counts."""
+    if entry.engine in _RESERVING:
+        return entry.memory_before
+    weights = entry.file_bytes if entry.weight_bytes is None else entry.weight_bytes
+    if entry.gpu_memory is not None:
+        return max(0, entry.gpu_memory - weights)
+    return max(entry.memory_before, entry.peak_memory - weights)
 
 
 def _add_quality(known: dict[str, MeasuredCheckpoint], result: EvalResult, proof: Proof, run: str) -> None:

@@ -83,14 +83,15 @@ def _notes(
     asked: Constraints, evidence: Evidence, strategies: tuple[Strategy, ...], config: object
 ) -> tuple[str, ...]:
     notes = [
-        "memory is weights and a 16-bit key-value cache at the context asked for; activations come on top"
+        "memory is weights and a 16-bit key-value cache at the context asked for; activations of longer prompts "
+        "than were measured come on top"
     ]
     overhead = dict(evidence.overhead)
     if overhead:
         said = ", ".join(f"{engine} {size / 1e6:.0f} MB" for engine, size in overhead.items())
-        notes.append(f"engines' own memory, measured before a model is loaded, is counted: {said}")
+        notes.append(f"what engines were measured to need beyond the weights is counted: {said}")
     else:
-        notes.append("an engine's own memory is not counted: give a bench run with --runs")
+        notes.append("an engine's own memory and its buffers are not counted: give a bench run with --runs")
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and asked.context > longest:
         notes.append(f"the model takes {longest} tokens; a context of {asked.context} is beyond it")
