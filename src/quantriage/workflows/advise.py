@@ -83,8 +83,8 @@ def _notes(
     asked: Constraints, evidence: Evidence, strategies: tuple[Strategy, ...], config: object
 ) -> tuple[str, ...]:
     notes = [
-        "memory is weights and a 16-bit key-value cache at the context asked for; activations of longer prompts "
-        "than were measured come on top"
+        "memory is weights and a 16-bit key-value cache at the context asked for; activations of longer "
+        "prompts than were measured come on top"
     ]
     overhead = dict(evidence.overhead)
     if overhead:
