@@ -1,7 +1,6 @@
 """The program as a user meets it: in a process of its own, judged by exit code, stdout and stderr."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +30,14 @@ finally:
     loaded = [m for m in ("torch", "transformers", "numpy", "rich.progress") if m in sys.modules]
     assert not loaded, loaded
 """
+COUNTED = """
+import sys
+from quantriage.cli.app import main
+try:
+    main()
+finally:
+    print(len(sys.modules), file=sys.stderr)
+"""
 
 
 def program(*arguments: str, code: str = START) -> subprocess.CompletedProcess[str]:
@@ -47,15 +54,11 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert done.stderr == ""
 
 
-def test_help_takes_under_two_fifths_of_a_second() -> None:
-    def seconds() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        program("recover", "--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    # Processor time, which is the wall time of a machine with nothing else to do; the best of a few.
-    assert min(seconds() for _ in range(3)) < 0.4
+def test_help_loads_few_modules() -> None:
+    # Their number, not a time: 444 take 0.29 s on a quiet machine and 0.7 s on the same one under load. numpy
+    # alone would add 140, jinja2 100.
+    done = program("recover", "--help", code=COUNTED)
+    assert int(done.stderr) < 500
 
 
 def test_every_flag_of_every_command_is_in_its_help() -> None:
