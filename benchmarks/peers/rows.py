@@ -49,6 +49,7 @@ ROWS: tuple[Row, ...] = (
     _ours("w3a", 3, "quantize", "--scheme", "w3a-g{group}"),
     _ours("w3a folded", 3, "quantize", "--scheme", "w3a-g{group}", "--fold", "channels"),
     _ours("recover 4.25", 4, "recover", "--bpw", "4.25"),
+    _ours("recover 4.19", 4, "recover", "--bpw", "4.19"),
     _ours("recover 3.5", 3, "recover", "--bpw", "3.5"),
     _ours("recover 3", 3, "recover", "--bpw", "3"),
     _ours("w2a", 2, "quantize", "--scheme", "w2a-g{group}"),
