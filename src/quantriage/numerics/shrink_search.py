@@ -56,7 +56,7 @@ def _blocks(weight: Tensor, width: int) -> Iterator[tuple[slice, slice, Tensor]]
         for group in range(0, columns // width, at_once):
             groups = slice(group, min(columns // width, group + at_once))
             part = weight[where, groups.start * width : groups.stop * width]
-            yield where, groups, part.T.reshape(-1, width, len(part)).transpose(0, 1).reshape(width, -1)
+            yield where, groups, part.reshape(len(part), -1, width).permute(2, 1, 0).flatten(1).contiguous()
 
 
 def _search_block(
@@ -80,13 +80,13 @@ def _search_block(
 def _search_tensor(weight: Tensor, scheme: Scheme, importance: Tensor, factors: list[float]) -> QParams:
     """The same with one scale for the whole weight: errors are summed over all its blocks."""
     low, high = group_ranges(weight, scheme)
+    weights = importance.unsqueeze(1)
     best_scale, best_zero = scale_and_zero(low, high, scheme)
     best = torch.inf
     for factor in factors:
         scale, zero = scale_and_zero(low * factor, high * factor, scheme)
         error = 0.0
         for _, _, block in _blocks(weight, weight.shape[1]):
-            weights = importance.unsqueeze(1)
             errors = _weighted_error(block, scale, zero, scheme, weights, torch.empty_like(block))
             error += float(errors.sum(dtype=torch.float64))
         if error < best:
