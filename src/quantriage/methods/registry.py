@@ -21,12 +21,9 @@ LOSS_WEIGHTED = frozenset({"gptq", "gptq-one-sided"})
 
 
 def two_sided(method: Method) -> bool:
-    """Whether it uses the gradients at the outputs where they are known."""
+    """Whether it takes the second moment of the loss's gradients at the outputs too, where that is known."""
     return isinstance(method, Gptq) and method.options.panels > 1
 
-
-TWO_SIDED = frozenset(name for name, method in METHODS.items() if two_sided(method))
-"""Methods that also take the second moment of the loss's gradients at the outputs."""
 
 DATA_FREE = frozenset({"rtn"})
 """Methods that need no Hessian at all."""

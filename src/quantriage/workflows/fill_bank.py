@@ -20,7 +20,7 @@ from quantriage.errors import UsageError
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.block_rounding import BlockResult, plain_blocks, round_blocks
 from quantriage.methods.protocol import MethodResult, SiteStatistics
-from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS, TWO_SIDED
+from quantriage.methods.registry import DATA_FREE, LOSS_WEIGHTED, METHODS, two_sided
 from quantriage.model.site import End, ModelMap, Site, read_site
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.quantized import QuantizedTensor
@@ -84,8 +84,8 @@ def fill_bank(
         if not weighted and used & LOSS_WEIGHTED:
             raise UsageError(f"methods {sorted(used)} need different Hessians; use one of them in a run")
         sites = {b: tuple(s for s in model_map.in_block(b) if s.name in wanted) for b in missing}
-        two_sided = not used.isdisjoint(TWO_SIDED)
-        block_hessians(stream, sites, seed, commit, weighted=weighted, outputs=two_sided, ends=sums)
+        outputs = any(two_sided(METHODS[name]) for name in used)
+        block_hessians(stream, sites, seed, commit, weighted=weighted, outputs=outputs, ends=sums)
     if ends:
         candidates, records = _quantize_ends(stream, ends, sums, wanted)
         ledger.commit(_ENDS, bank.write(None, candidates), {"sites": msgspec.to_builtins(records)})
@@ -209,7 +209,7 @@ def _with_outputs(
     wanted: Wanted,
     moments: Mapping[str, tuple[Tensor, ...]],
 ) -> SiteStatistics:
-    if wanted.method not in TWO_SIDED or not moments:
+    if not two_sided(METHODS[wanted.method]) or not moments:
         return statistics
     return replace(statistics, outputs=tuple(moments[site.name] for site in members))
 

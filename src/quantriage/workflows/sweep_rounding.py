@@ -169,12 +169,15 @@ class _Pass:
         outputs = any(isinstance(one, ByMethod) and two_sided(one.method) for one in rounders)
 
         def on_block(index: int, block: nn.Module, sums: BlockSums) -> None:
-            moments: dict[InputKey, tuple[tuple[Tensor, ...], ...]] = {}
-            for site in self._sites(index) if outputs else ():
-                key = input_key(site)
-                moments[key] = (*moments.get(key, ()), sums.outputs[site.name].values())
+            sites = self._sites(index) if outputs else ()
             found = {
-                key: InputStatistics(total.value(), total.tokens, outputs=moments.get(key, ()))
+                key: InputStatistics(
+                    total.value(),
+                    total.tokens,
+                    outputs=tuple(
+                        sums.outputs[site.name].values() for site in sites if input_key(site) == key
+                    ),
+                )
                 for key, total in sums.inputs.items()
             }
             self._commit(index, block, found)
