@@ -45,6 +45,7 @@ ROWS: tuple[Row, ...] = (
     _ours("recover llama.cpp 6.6", 8, "recover", "--target", "llama.cpp", "--bpw", "6.6"),
     _ours("rtn w8s", 8, "quantize", "--scheme", "w8s-g{group}", "--method", "rtn"),
     _ours("w8s", 8, "quantize", "--scheme", "w8s-g{group}"),
+    _ours("gptq-plain w3a", 3, "quantize", "--scheme", "w3a-g{group}", "--method", "gptq-plain"),
     _ours("rtn w3a", 3, "quantize", "--scheme", "w3a-g{group}", "--method", "rtn"),
     _ours("w3a", 3, "quantize", "--scheme", "w3a-g{group}"),
     _ours("w3a folded", 3, "quantize", "--scheme", "w3a-g{group}", "--fold", "channels"),
