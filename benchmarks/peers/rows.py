@@ -77,6 +77,7 @@ ROWS: tuple[Row, ...] = (
     Row(f"{_AR} rtn w4s", _AR, 4, ("--iterations", "0", *_GROUP)),
     Row(f"{_AR} w4s 20 iterations", _AR, 4, ("--iterations", "20", *_GROUP)),
     Row(f"{_AR} w4s", _AR, 4, _GROUP),
+    Row(f"{_AR} w4a 50 iterations", _AR, 4, ("--asymmetric", "--iterations", "50", *_GROUP)),
     Row(f"{_AR} w4a", _AR, 4, ("--asymmetric", *_GROUP)),
     Row(f"{_AR} recommended", _AR, 4, ("--group-size", "128")),
     Row(f"{_AR} w3s 20 iterations", _AR, 3, ("--bits", "3", "--iterations", "20", *_GROUP)),
