@@ -74,6 +74,7 @@ EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     "fast": {
         "method": "gptq-one-sided",
         "fold": NO_FOLD,
+        "learn_rounding": 0,
         "sequences": 64,
         "selection_sequences": 8,
         "sensitivity_sequences": 16,
@@ -83,6 +84,7 @@ EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     "balanced": {
         "method": "gptq",
         "fold": NO_FOLD,
+        "learn_rounding": 0,
         "sequences": 128,
         "selection_sequences": 16,
         "sensitivity_sequences": 64,
@@ -92,6 +94,7 @@ EFFORTS: Mapping[str, Mapping[str, int | str]] = {
     "best": {
         "method": "gptq",
         "fold": "channels",
+        "learn_rounding": 100,
         "sequences": 256,
         "selection_sequences": 16,
         "sensitivity_sequences": 64,
@@ -128,6 +131,9 @@ class EffortOptions(CalibrationOptions):
         "(gptq-one-sided, gptq, gptq)",
     )
     fold: str = option(None, FOLD_HELP)
+    learn_rounding: int = option(
+        None, "steps of learned rounding for each block, of about 2048 tokens; 0: none (0, 0, 100)"
+    )
     sequences: int = option(None, "calibration windows (64, 128, 256)")
 
     def __post_init__(self) -> None:
@@ -135,9 +141,13 @@ class EffortOptions(CalibrationOptions):
             raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
         if self.fold is None and self.method not in (None, *RECOVER_METHODS):
             object.__setattr__(self, "fold", NO_FOLD)  # a baseline rounds the weights as they are
+            if self.learn_rounding is None:
+                object.__setattr__(self, "learn_rounding", 0)
         for name, value in EFFORTS[self.effort].items():
             if hasattr(self, name) and getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.learn_rounding < 0:
+            raise UsageError(f"--learn-rounding {self.learn_rounding}: expected 0 or more steps")
         if self.fold not in FOLDS:
             raise UsageError(f"--fold {self.fold}: expected one of {', '.join(FOLDS)}")
         super().__post_init__()

@@ -16,6 +16,7 @@ from quantriage.workflows.export import scale_dtype
 from quantriage.workflows.export_target import export_for, refuse_for
 from quantriage.workflows.fill_bank import Wanted
 from quantriage.workflows.fold import fold_channels
+from quantriage.workflows.learn_rounding import learn_rounding
 from quantriage.workflows.opened import OpenedModel, open_model, started_dtype
 from quantriage.workflows.options import QuantizeOptions
 from quantriage.workflows.plan import uniform_plan
@@ -52,6 +53,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         "compute": opened.compute.dtype_name,
         "plan": " ".join(f"{a.site}={a.scheme}/{a.method}" for a in plan.assignments),
         "fold": options.fold,
+        "learn_rounding": options.learn_rounding,
     }
     ledger = Ledger(folder / LEDGER, settings)
     scaled, folded = fold_channels(options, opened, tokens, schemes, ledger, clock, progress)
@@ -60,6 +62,22 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         bank, records = round_candidates(
             scaled, tokens, wanted, folder, ledger, options.seed, options.state_bytes, progress
         )
+    findings = [f for r in records for f in r.findings] + [*plan.findings, *folded]
+    if options.learn_rounding:
+        with clock.stage("learned rounding"):
+            bank, finding = learn_rounding(
+                scaled,
+                tokens,
+                schemes,
+                bank,
+                folder,
+                ledger,
+                options.learn_rounding,
+                options.seed,
+                options.state_bytes,
+                progress,
+            )
+        findings.append(finding)
     run.write_many(QUANTIZED, records)
     with clock.stage("export"):
         files = export_for(plan.target, scaled, schemes, bank, options.out, options.replace)
@@ -74,6 +92,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
                 "scheme": options.scheme,
                 "method": options.method,
                 "fold": options.fold,
+                "learn_rounding": options.learn_rounding,
             },
             output_files=files,
         ),
@@ -83,7 +102,7 @@ def quantize(options: QuantizeOptions, progress: Progress = silent) -> RunSummar
         model=opened.source,
         target=plan.target,
         stages=tuple(clock.stages),
-        findings=tuple(f for r in records for f in r.findings) + plan.findings + folded,
+        findings=tuple(findings),
     )
     run.write(SUMMARY, summary)
     render(folder)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import msgspec
 
 from quantriage.errors import StorageError, UsageError
+from quantriage.evaluate.intervals import mean_interval
 from quantriage.formats.bank import CandidateBank
 from quantriage.numerics.schemes import Scheme
 from quantriage.plan.mixes import MixKind, NamedMix, plan_of
@@ -42,9 +43,11 @@ from quantriage.workflows.budget import bits_that_fit
 from quantriage.workflows.export_target import refuse_for
 from quantriage.workflows.fill_bank import Wanted
 from quantriage.workflows.fold import fold_channels
+from quantriage.workflows.learn_rounding import learn_rounding
 from quantriage.workflows.learn_scales import learn_scales, learning_finding
 from quantriage.workflows.opened import open_model, started_dtype
 from quantriage.workflows.options import RecoverOptions
+from quantriage.workflows.prove import sequence_kl
 from quantriage.workflows.recover_run import RecoverRun, frozen_settings, read_tokens
 from quantriage.workflows.rounding import LEDGER, SPILL, round_candidates
 from quantriage.workflows.select import Chosen, Contest, enter, reconsider, rounded_predictions, select
@@ -112,9 +115,13 @@ def recover(options: RecoverOptions, progress: Progress = silent) -> RunSummary:
         contest = reconsider(contest, _units(run, predicted), predicted, options.mixes)
         chosen = _select(run, contest, bank)
     shipped = bank
+    if options.learn_rounding:
+        with clock.stage("learned rounding"):
+            shipped, learned = _learn_rounding(run, chosen, bank)
+        findings.extend(learned)
     if options.learn:
         with clock.stage("learning"):
-            shipped, points = learn_scales(run, chosen.winner.schemes, bank)
+            shipped, points = learn_scales(run, chosen.winner.schemes, shipped)
         run.records.write_many(LEARNING, points)
         findings.append(learning_finding(points))
     with clock.stage("proof"):
@@ -197,6 +204,42 @@ def _select(run: RecoverRun, contest: Contest, bank: CandidateBank) -> Chosen:
     return Chosen(winner, tuple(run.records.read_many(MIXES, MixMeasurement)))
 
 
+def _learn_rounding(
+    run: RecoverRun, chosen: Chosen, bank: CandidateBank
+) -> tuple[CandidateBank, tuple[Finding, ...]]:
+    """The winner learned, if that lowers the KL on the text that it was chosen by; what to say of it."""
+    options, schemes = run.options, chosen.winner.schemes
+    learned, finding = learn_rounding(
+        run.scaled,
+        run.tokens.calibration,
+        schemes,
+        bank,
+        run.folder,
+        run.ledger,
+        options.learn_rounding,
+        options.seed,
+        options.state_bytes,
+        run.progress,
+    )
+    if learned is bank:
+        return bank, (finding,)
+    done = run.ledger.completed().get(_JUDGED)
+    if done is None:
+        meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
+        after = mean_interval(sequence_kl(meter.mix(learned, schemes))).value
+        run.ledger.commit(_JUDGED, "", {"kl": after})
+    else:
+        after = msgspec.convert(done.payload["kl"], float)
+    before = next(m.kl.value for m in chosen.measurements if m.chosen)
+    kept = "kept" if after < before else "not lower, so the rounding before is kept"
+    text = f"KL on the selection text {before:.4f} before learned rounding, {after:.4f} after: {kept}"
+    said = Finding(severity="info", code="learned-rounding", text=text)
+    return (learned if after < before else bank), (finding, said)
+
+
+_JUDGED = "learned-rounding-judged"
+
+
 class _StoredMix(msgspec.Struct, frozen=True):
     label: str
     kind: MixKind
@@ -235,6 +278,7 @@ def _write_records(
             "swaps": options.swaps,
             "learn": options.learn,
             "fold": options.fold,
+            "learn_rounding": options.learn_rounding,
         },
         output_files=files,
     )

@@ -104,6 +104,7 @@ def frozen_settings(
         "swaps": options.swaps,
         "learn": options.learn,
         "fold": options.fold,
+        "learn_rounding": options.learn_rounding,
         "seed": options.seed,
         "compute": opened.compute.dtype_name,
     }

@@ -1,0 +1,156 @@
+"""Learn codes and scales block by block, first to last, on the calibration text.
+
+One backward pass over a few windows says what an error at each block's output costs. Then the reference and
+the quantized model go through the blocks side by side: each block learns on what the quantized ones before it
+really give. The learned candidates stand in a bank of their own beside the run's. Every block is committed; a
+killed run goes on with the next, to the same bytes.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from quantriage.data.token_set import TokenSet
+from quantriage.errors import ResumeError
+from quantriage.formats.bank import CandidateBank
+from quantriage.methods.learned_rounding import RoundingSettings, learn_block, output_metric
+from quantriage.model.capture import WeightCall
+from quantriage.model.site import Site
+from quantriage.numerics.schemes import Scheme
+from quantriage.records.digest import file_digest
+from quantriage.records.ledger import Ledger
+from quantriage.records.types import Finding
+from quantriage.stream.progress import Progress
+from quantriage.stream.states import StateStore
+from quantriage.stream.stream import BlockGradients, Stream, StreamSettings
+from quantriage.workflows.opened import OpenedModel
+from quantriage.workflows.rounding import SPILL
+
+LEARNED = "learned-rounding"
+_WINDOWS = 16  # of the calibration text: a metric of [d, d] needs no more
+
+
+class _Learned(msgspec.Struct, frozen=True):
+    before: float
+    after: float
+
+
+def learn_rounding(
+    opened: OpenedModel,
+    tokens: TokenSet,
+    schemes: Mapping[str, Scheme | None],
+    bank: CandidateBank,
+    folder: Path,
+    ledger: Ledger,
+    steps: int,
+    seed: int,
+    state_bytes: int,
+    progress: Progress,
+) -> tuple[CandidateBank, Finding]:
+    """The bank of learned candidates of `schemes` in the run's `folder`, and what learning did.
+
+    opened: the model as it is rounded. Memory: a block, 20 bytes for each of its weights, and `state_bytes`.
+    """
+    learned = CandidateBank(folder / LEARNED)
+    chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    if any(scheme.in_blocks for scheme in chosen.values()):
+        return bank, _said("GGUF types keep the rounding that they have: only integer codes are learned")
+    sites: dict[int, list[Site]] = {}
+    for site in opened.map.sites:
+        if site.name in chosen:
+            sites.setdefault(site.block, []).append(site)
+    done = ledger.completed()
+    for index in sites:
+        if _step(index) in done:
+            _refuse_changed(learned.path(index), done[_step(index)].digest)
+    if any(_step(index) not in done for index in sites):
+        stores = [StateStore(folder / SPILL / name, state_bytes // 2) for name in ("reference", "quantized")]
+        settings = StreamSettings.for_length(tokens.length)
+
+        def stream(over: TokenSet, store: StateStore) -> Stream:
+            return Stream(opened.model, opened.map.sites, over, opened.compute, store, settings, progress)
+
+        few = tokens.take(min(_WINDOWS, tokens.sequences))
+        metrics = _metrics(stream(few, stores[0]), seed)
+        reference, quantized = (stream(tokens, store) for store in stores)
+        reference.embed()
+        quantized.embed()
+        for index in range(opened.map.blocks):
+            own = sites.get(index, [])
+            reference.advance(index, reference.load(index))
+            if own and _step(index) not in done:
+                found = learn_block(
+                    quantized,
+                    index,
+                    [(site, bank.read(index, site.name, chosen[site.name])) for site in own],
+                    partial(_states, quantized, reference, index),
+                    metrics[index],
+                    RoundingSettings(steps),
+                    seed,
+                )
+                weights = {(name, chosen[name]): weight for name, weight in found.quantized.items()}
+                ledger.commit(
+                    _step(index),
+                    learned.write(index, weights),
+                    msgspec.to_builtins(_Learned(found.before, found.after)),
+                )
+            values = {s.name: partial(learned.values, index, s.name, chosen[s.name]) for s in own}
+            quantized.advance(index, quantized.load(index, values))
+            progress("learn rounding", index + 1, opened.map.blocks)
+        for store in stores:
+            store.clear()
+    commits = ledger.completed()
+    return learned, _finding([msgspec.convert(commits[_step(i)].payload, _Learned) for i in sites])
+
+
+def _states(quantized: Stream, reference: Stream, index: int, start: int) -> tuple[Tensor, Tensor]:
+    return quantized.hidden(index, start), reference.hidden(index + 1, start)
+
+
+def _metrics(stream: Stream, seed: int) -> dict[int, Tensor]:
+    """By block: what an error at its output costs, [d, d]."""
+    stream.forward(keep=True, stage="learn rounding: reference")
+    stream.head_gradients(torch.Generator().manual_seed(seed))
+    metrics: dict[int, Tensor] = {}
+
+    def on_block(index: int, _: nn.Module, gradients: BlockGradients) -> None:
+        rows = [stream.states.get(f"g/{start}").flatten(0, -2).float() for start in stream.batches]
+        metrics[index] = output_metric(sum((r.T @ r for r in rows), torch.zeros(())))
+        if index:
+            gradients.run(_nothing)
+
+    stream.backward(on_block, stage="learn rounding: gradients")
+    stream.states.clear()
+    return metrics
+
+
+def _nothing(_start: int, _call: WeightCall, _gradient: Tensor) -> None:
+    """Of a product nothing is wanted; the gradient at the boundary is."""
+
+
+def _refuse_changed(path: Path, digest: str) -> None:
+    if not path.is_file() or file_digest(path) != digest:
+        raise ResumeError(f"{path}: not the file that the ledger names; choose another run folder")
+
+
+def _finding(blocks: list[_Learned]) -> Finding:
+    """What learning did, in words."""
+    left = [block.after / block.before for block in blocks if block.before > 0]
+    kept = sum(share < 1 for share in left)
+    mean = sum(left) / len(left) if left else 1.0
+    return _said(
+        f"rounding learned block by block: the output error falls in {kept} of {len(blocks)} blocks, "
+        f"to {mean:.0%} on the mean"
+    )
+
+
+def _said(text: str) -> Finding:
+    return Finding(severity="info", code="learned-rounding", text=text)
+
+
+def _step(index: int) -> str:
+    return f"learned-rounding-{index}"
