@@ -33,12 +33,15 @@ def _gguf(kind: str, bits: int, *arguments: str) -> Row:
 _GROUP = ("--group-size", "{group}")
 _LC, _GM, _AR, _AO = "llm-compressor", "gptqmodel", "auto-round", "torchao"
 
+_LEARNED = (*_LEARNED)
+
 ROWS: tuple[Row, ...] = (
     _ours("rtn w4a", 4, "quantize", "--scheme", "w4a-g{group}", "--method", "rtn"),
     _ours("w4a", 4, "quantize", "--scheme", "w4a-g{group}"),
     _ours("w4a folded", 4, "quantize", "--scheme", "w4a-g{group}", "--fold", "channels"),
+    _ours("w4a learned", 4, "quantize", "--scheme", "w4a-g{group}", *_LEARNED),
     _ours("w4s", 4, "quantize", "--scheme", "w4s-g{group}"),
-    _ours("recover 4.5 folded", 4, "recover", "--bpw", "4.5", "--fold", "channels"),
+    _ours("recover 4.5 learned", 4, "recover", "--bpw", "4.5", *_LEARNED),
     _ours("recover llama.cpp 4.9", 4, "recover", "--target", "llama.cpp", "--bpw", "4.9"),
     _ours("recover llama.cpp 3.9", 3, "recover", "--target", "llama.cpp", "--bpw", "3.9"),
     _ours("recover llama.cpp 8.5", 8, "recover", "--target", "llama.cpp", "--bpw", "8.5"),
@@ -49,13 +52,15 @@ ROWS: tuple[Row, ...] = (
     _ours("rtn w3a", 3, "quantize", "--scheme", "w3a-g{group}", "--method", "rtn"),
     _ours("w3a", 3, "quantize", "--scheme", "w3a-g{group}"),
     _ours("w3a folded", 3, "quantize", "--scheme", "w3a-g{group}", "--fold", "channels"),
-    _ours("recover 4.25 folded", 4, "recover", "--bpw", "4.25", "--fold", "channels"),
-    _ours("recover 4.19 folded", 4, "recover", "--bpw", "4.19", "--fold", "channels"),
-    _ours("recover 3.5 folded", 3, "recover", "--bpw", "3.5", "--fold", "channels"),
-    _ours("recover 3 folded", 3, "recover", "--bpw", "3", "--fold", "channels"),
+    _ours("w3a learned", 3, "quantize", "--scheme", "w3a-g{group}", *_LEARNED),
+    _ours("recover 4.25 learned", 4, "recover", "--bpw", "4.25", *_LEARNED),
+    _ours("recover 4.19 learned", 4, "recover", "--bpw", "4.19", *_LEARNED),
+    _ours("recover 3.5 learned", 3, "recover", "--bpw", "3.5", *_LEARNED),
+    _ours("recover 3 learned", 3, "recover", "--bpw", "3", *_LEARNED),
     _ours("w2a", 2, "quantize", "--scheme", "w2a-g{group}"),
     _ours("w2a folded", 2, "quantize", "--scheme", "w2a-g{group}", "--fold", "channels"),
-    _ours("recover 2.6 folded", 2, "recover", "--bpw", "2.6", "--fold", "channels"),
+    _ours("w2a learned", 2, "quantize", "--scheme", "w2a-g{group}", *_LEARNED),
+    _ours("recover 2.6 learned", 2, "recover", "--bpw", "2.6", *_LEARNED),
     Row(f"{_LC} rtn w4a", _LC, 4, ("--method", "rtn", *_GROUP)),
     Row(f"{_LC} gptq w4a", _LC, 4, ("--act-order", "none", *_GROUP)),
     Row(f"{_LC} gptq w4a act-order", _LC, 4, ("--act-order", "static", *_GROUP)),
