@@ -33,7 +33,7 @@ def _gguf(kind: str, bits: int, *arguments: str) -> Row:
 _GROUP = ("--group-size", "{group}")
 _LC, _GM, _AR, _AO = "llm-compressor", "gptqmodel", "auto-round", "torchao"
 
-_LEARNED = (*_LEARNED)
+_LEARNED = ("--fold", "channels", "--learn-rounding", "100")
 
 ROWS: tuple[Row, ...] = (
     _ours("rtn w4a", 4, "quantize", "--scheme", "w4a-g{group}", "--method", "rtn"),
