@@ -116,6 +116,15 @@ def test_what_got_worse_is_not_taken(llama: Saved, tmp_path: Path) -> None:
         assert found.quantized[site.name] is rounded
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+def test_blocks_of_other_makes_learn(saved_models: dict[str, Saved], name: str, tmp_path: Path) -> None:
+    case = Case(saved_models[name], "w3a-g16", tmp_path, 1)
+    found = case.learn(RoundingSettings(steps=12, scale_rate=0.01))
+    assert found.after < found.before
+    for site, rounded in case.rounded:
+        assert not torch.equal(found.quantized[site.name].scale, rounded.scale)
+
+
 def test_experts_learn(saved_models: dict[str, Saved], tmp_path: Path) -> None:
     model_map = saved_models["qwen3_moe"].open()[1]
     index = next(site.block for site in model_map.sites if ".experts." in site.name)
