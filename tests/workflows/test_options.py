@@ -54,3 +54,12 @@ def test_an_unknown_effort_is_refused_with_the_choices() -> None:
 def test_recover_refuses_a_rounding_without_loss_weights() -> None:
     with pytest.raises(UsageError, match="--method rtn: expected one of gptq, gptq-one-sided"):
         recovering(method="rtn")
+
+
+def test_a_baseline_is_learned_only_if_asked() -> None:
+    start = {"model": "m", "calibration": (Path("c"),), "out": Path("o"), "effort": "best"}
+    assert QuantizeOptions(**start).learn_rounding == 100
+    assert QuantizeOptions(**start, method="rtn").learn_rounding == 0
+    assert QuantizeOptions(**start, method="rtn", learn_rounding=5).learn_rounding == 5
+    with pytest.raises(UsageError, match="--learn-rounding -1: expected 0 or more steps"):
+        QuantizeOptions(**start, learn_rounding=-1)

@@ -201,40 +201,6 @@ def test_learned_scales_ship_and_resume(place: Place, tmp_path: Path) -> None:
     assert digests(options.out) == digests(tmp_path / "whole")
 
 
-def test_learned_rounding_ships_if_better_and_resumes(place: Place, tmp_path: Path) -> None:
-    recover(place.recover(tmp_path / "whole", learn_rounding=12))
-    summary = run_of(tmp_path / "whole").read(SUMMARY, RunSummary)
-    blocks, judged = (f.text for f in summary.findings if f.code == "learned-rounding")
-    assert "output error falls in" in blocks
-    assert judged.endswith(("after: kept", "the rounding before is kept"))
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "learn rounding" and done == 1:
-            raise KeyboardInterrupt
-
-    options = place.recover(tmp_path / "resumed", learn_rounding=12)
-    with pytest.raises(KeyboardInterrupt):
-        recover(options, interrupt)
-    first = options.run_folder / "learned-rounding" / "block-00000.safetensors"
-    written = first.stat().st_mtime_ns
-    recover(options)
-    assert first.stat().st_mtime_ns == written
-    assert digests(options.out) == digests(tmp_path / "whole")
-
-
-def test_a_learned_block_changed_on_disk_is_refused(place: Place, tmp_path: Path) -> None:
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "learn rounding" and done == 1:
-            raise KeyboardInterrupt
-
-    options = place.quantize(tmp_path / "out", scheme="w3a-g32", learn_rounding=2)
-    with pytest.raises(KeyboardInterrupt):
-        quantize(options, interrupt)
-    (options.run_folder / "learned-rounding" / "block-00000.safetensors").write_bytes(b"other")
-    with pytest.raises(ResumeError, match="not the file that the ledger names"):
-        quantize(options)
-
-
 def test_a_changed_setting_does_not_resume(finished: tuple[Path, RunSummary], place: Place) -> None:
     out, _ = finished
     before = digests(out)

@@ -1,0 +1,67 @@
+"""`--learn-rounding`: kept if better on the selection text, resumed to the same bytes, not for GGUF types."""
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_run import Place, digests
+
+from formats import tiny_gguf
+from quantriage.errors import ResumeError
+from quantriage.records.run_dir import SUMMARY, RunDir
+from quantriage.records.types import RunSummary
+from quantriage.workflows.options import QuantizeOptions
+from quantriage.workflows.quantize import quantize
+from quantriage.workflows.recover import recover
+
+
+def test_learned_rounding_ships_if_better_and_resumes(place: Place, tmp_path: Path) -> None:
+    recover(place.recover(tmp_path / "whole", learn_rounding=12))
+    summary = RunDir(tmp_path / "whole.run").read(SUMMARY, RunSummary)
+    blocks, judged = (f.text for f in summary.findings if f.code == "learned-rounding")
+    assert "output error falls in" in blocks
+    assert judged.endswith(("after: kept", "the rounding before is kept"))
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "learn rounding" and done == 1:
+            raise KeyboardInterrupt
+
+    options = place.recover(tmp_path / "resumed", learn_rounding=12)
+    with pytest.raises(KeyboardInterrupt):
+        recover(options, interrupt)
+    first = options.run_folder / "learned-rounding" / "block-00000.safetensors"
+    written = first.stat().st_mtime_ns
+    recover(options)
+    assert first.stat().st_mtime_ns == written
+    assert digests(options.out) == digests(tmp_path / "whole")
+
+
+def test_a_learned_block_changed_on_disk_is_refused(place: Place, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "learn rounding" and done == 1:
+            raise KeyboardInterrupt
+
+    options = place.quantize(tmp_path / "out", scheme="w3a-g32", learn_rounding=2)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(options, interrupt)
+    (options.run_folder / "learned-rounding" / "block-00000.safetensors").write_bytes(b"other")
+    with pytest.raises(ResumeError, match="not the file that the ledger names"):
+        quantize(options)
+
+
+def test_gguf_types_keep_their_rounding(tmp_path: Path) -> None:
+    reference = tiny_gguf.write(tmp_path / "tiny-F32.gguf", "llama", deviation=0.15)
+    text, draw = tmp_path / "letters.txt", random.Random(0)
+    text.write_text(" ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(600)))
+    shared = {"model": str(reference), "calibration": (text,), "sequences": 4, "length": 32}
+    written = []
+    for steps in (0, 3):
+        out = tmp_path / str(steps)
+        summary = quantize(
+            QuantizeOptions(**shared, out=out, scheme="Q4_0", target="llama.cpp", learn_rounding=steps)
+        )
+        written.append(digests(out))
+        said = [f.text for f in summary.findings if f.code == "learned-rounding"]
+        assert len(said) == bool(steps)
+    assert "only integer codes are learned" in said[0]
+    assert list(written[0].values()) == list(written[1].values())
