@@ -4,8 +4,8 @@ Error feedback settles each weight for itself. Here all weights of a block move 
 the quantized blocks below really give, towards the reference's output: layers make up for each other and for
 what came before (AutoRound, arXiv:2309.05516; block reconstruction, arXiv:2102.05426). Two things differ.
 Learning starts at the codes that error feedback chose, each latent a part of the way back to the original
-weight, so that a code flips only where the gradient insists (docs/lab-log.md).
-And an output error is measured by the second moment of the loss's gradients there, not by its square.
+weight, so that a code flips only where the gradient insists (docs/lab-log.md). And an output error is measured
+by the second moment of the loss's gradients there, not by its square.
 
 Codes pass gradients straight through; latents and the logarithms of scales move by Adam under a falling rate.
 Zero points stay, so size, layout and kernels do. What is not better than before is not taken.
@@ -114,17 +114,20 @@ class _Weight:
         """Codes from zero, float32 [out, groups, width]."""
         return self.latent.round().clamp_(0, self.rounded.scheme.grid.levels - 1)
 
+    def scale(self) -> Tensor:
+        """Scales, float32 [out, groups]."""
+        return self.start * self.log.exp()
+
     def value(self) -> Tensor:
         """The weight as it now is, float32 [out, groups, width]."""
-        return (self.codes() - self.zero).mul_((self.start * self.log.exp()).unsqueeze(-1))
+        return (self.codes() - self.zero).mul_(self.scale().unsqueeze(-1))
 
     def move(self, gradient: Tensor, step: int, rate: float, settings: RoundingSettings) -> None:
         """One step of Adam, by the gradient [out, in] at the weight."""
         grouped = gradient.float().reshape(self.latent.shape)
-        scale = (self.start * self.log.exp()).unsqueeze(-1)
-        of_log = (grouped * self.value()).sum(-1)
+        of_latent, of_log = grouped * self.scale().unsqueeze(-1), (grouped * self.value()).sum(-1)
         mean, squares, log_mean, log_squares = self._moments
-        _adam(self.latent, grouped * scale, mean, squares, step, rate * settings.code_rate)
+        _adam(self.latent, of_latent, mean, squares, step, rate * settings.code_rate)
         _adam(self.log, of_log, log_mean, log_squares, step, rate * settings.scale_rate)
         self.latent.clamp_(-_EDGE, self.rounded.scheme.grid.levels - 1 + _EDGE)
 
@@ -132,7 +135,7 @@ class _Weight:
         """As it will be stored."""
         codes = self.codes().to(torch.uint8).view(self.rounded.shape).cpu()
         dtype = SCALE_DTYPES[self.rounded.scheme.scale_dtype]
-        scale = (self.start * self.log.exp()).to(dtype).view(self.rounded.scale.shape).cpu()
+        scale = self.scale().to(dtype).view(self.rounded.scale.shape).cpu()
         return replace(self.rounded, codes=codes, scale=scale)
 
 
