@@ -4,7 +4,7 @@ Error feedback settles each weight for itself. Here all weights of a block move 
 the quantized blocks below really give, towards the reference's output: layers make up for each other and for
 what came before (AutoRound, arXiv:2309.05516; block reconstruction, arXiv:2102.05426). Two things differ.
 Learning starts at the codes that error feedback chose, each latent a part of the way back to the original
-weight, so that a code flips only where the gradient insists (docs/lab-log.md). And an output error is measured
+weight, so that a code flips only where the gradient insists (docs/lab-log.md). And an output error is weighed
 by the second moment of the loss's gradients there, not by its square.
 
 Codes pass gradients straight through; latents and the logarithms of scales move by Adam under a falling rate.
