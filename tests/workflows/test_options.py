@@ -60,6 +60,7 @@ def test_a_baseline_is_learned_only_if_asked() -> None:
     start = {"model": "m", "calibration": (Path("c"),), "out": Path("o"), "effort": "best"}
     assert QuantizeOptions(**start).learn_rounding == 100
     assert QuantizeOptions(**start, method="rtn").learn_rounding == 0
+    assert QuantizeOptions(**start, method="rtn", fold="channels").learn_rounding == 0
     assert QuantizeOptions(**start, method="rtn", learn_rounding=5).learn_rounding == 5
     with pytest.raises(UsageError, match="--learn-rounding -1: expected 0 or more steps"):
         QuantizeOptions(**start, learn_rounding=-1)

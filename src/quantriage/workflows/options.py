@@ -139,11 +139,10 @@ class EffortOptions(CalibrationOptions):
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise UsageError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
-        if self.fold is None and self.method not in (None, *RECOVER_METHODS):
-            object.__setattr__(self, "fold", NO_FOLD)  # a baseline rounds the weights as they are
-            if self.learn_rounding is None:
-                object.__setattr__(self, "learn_rounding", 0)
-        for name, value in EFFORTS[self.effort].items():
+        effort = EFFORTS[self.effort]
+        if self.method not in (None, *RECOVER_METHODS):
+            effort = {**effort, "fold": NO_FOLD, "learn_rounding": 0}  # a baseline is the method alone
+        for name, value in effort.items():
             if hasattr(self, name) and getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if self.learn_rounding < 0:
