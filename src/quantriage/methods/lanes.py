@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quantriage.formats.gguf_search import Points
-from quantriage.numerics.qparams import QParams
+from quantriage.numerics.qparams import QParams, float_zero_point
 from quantriage.numerics.schemes import Scheme
 
 
@@ -68,10 +68,7 @@ def lane_grid(
     for scheme, of_sites in zip(schemes, qparams, strict=True):
         for found, count in zip(of_sites, rows, strict=True):
             scale = found.scale.to(torch.float32)
-            if found.zero_point is None:
-                zero = torch.full_like(scale, scheme.grid.center)
-            else:
-                zero = found.zero_point.to(torch.float32)
+            zero = float_zero_point(scale, found.zero_point, scheme.grid)
             repeat = columns // width // scale.shape[1]
             scales.append(_table(scale, repeat, count))
             lows.append(-_table(zero, repeat, count))

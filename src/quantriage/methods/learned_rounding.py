@@ -15,20 +15,21 @@ Memory: the block, its activations for one batch, and 20 bytes for each of its w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantriage.errors import UsageError
 from quantriage.model.site import Site, part_of, read_site
-from quantriage.numerics.qparams import SCALE_DTYPES
+from quantriage.numerics.qparams import SCALE_DTYPES, float_zero_point
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.stream.stream import Stream
 
 States = Callable[[int], tuple[Tensor, Tensor]]
 """First sequence of a batch -> states [b, t, d]: quantized, before the block; the reference's, after it."""
 
-_MOMENTUM, _SQUARES, _TINY = 0.9, 0.999, 1e-20
+_TINY = 1e-20  # Adam's: gradients of a mean over tokens are small beside the usual 1e-8
 _BACK, _MOST_BACK = 0.5, 0.3  # of the way to the original weight that a latent starts; code steps
 _EDGE = 0.49  # code steps beyond the first and last code
 _JUDGED = 16  # batches at most that before and after are compared on
@@ -83,9 +84,14 @@ def learn_block(
     before = learner.error(judged)
     generator = torch.Generator().manual_seed(seed + index)
     order: list[int] = []
-    for step in range(settings.steps):
+    adam = torch.optim.Adam(learner.groups(settings), eps=_TINY)
+    falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1.0 - step / settings.steps)
+    for _ in range(settings.steps):
         order = order or torch.randperm(len(stream.batches), generator=generator).tolist()
-        learner.step(step + 1, stream.batches[order.pop()], 1.0 - step / settings.steps, settings)
+        learner.differentiate(stream.batches[order.pop()])
+        adam.step()
+        falling.step()
+        learner.clamp()
     found = [weight.quantized() for weight in learner.weights]
     learner.write(found)
     after = learner.error(judged)
@@ -102,13 +108,11 @@ class _Weight:
         self.site, self.rounded = site, rounded
         device, grid = original.device, rounded.scheme.grid
         self.start = rounded.scale.to(device, torch.float32)
-        zero = torch.full_like(self.start, grid.center) if rounded.zero_point is None else rounded.zero_point
-        self.zero = zero.to(device, torch.float32).unsqueeze(-1)
+        self.zero = float_zero_point(self.start, rounded.zero_point, grid).unsqueeze(-1)
         codes = rounded.codes.to(device, torch.float32).view(*self.start.shape, -1)
         wanted = original.float().reshape(codes.shape) / self.start.unsqueeze(-1) + self.zero
         self.latent = codes + (wanted - codes).mul_(_BACK).clamp_(-_MOST_BACK, _MOST_BACK)
         self.log = torch.zeros_like(self.start)
-        self._moments = [torch.zeros_like(t) for t in (self.latent, self.latent, self.log, self.log)]
 
     def codes(self) -> Tensor:
         """Codes from zero, float32 [out, groups, width]."""
@@ -122,13 +126,17 @@ class _Weight:
         """The weight as it now is, float32 [out, groups, width]."""
         return (self.codes() - self.zero).mul_(self.scale().unsqueeze(-1))
 
-    def move(self, gradient: Tensor, step: int, rate: float, settings: RoundingSettings) -> None:
-        """One step of Adam, by the gradient [out, in] at the weight."""
+    def differentiate(self, gradient: Tensor | None) -> None:
+        """Gradients of what moves from that at the weight, [out, in]; None: no token reached it."""
+        if gradient is None:
+            self.latent.grad = self.log.grad = None
+            return
         grouped = gradient.float().reshape(self.latent.shape)
-        of_latent, of_log = grouped * self.scale().unsqueeze(-1), (grouped * self.value()).sum(-1)
-        mean, squares, log_mean, log_squares = self._moments
-        _adam(self.latent, of_latent, mean, squares, step, rate * settings.code_rate)
-        _adam(self.log, of_log, log_mean, log_squares, step, rate * settings.scale_rate)
+        self.log.grad = (grouped * self.value()).sum(-1)
+        self.latent.grad = grouped * self.scale().unsqueeze(-1)
+
+    def clamp(self) -> None:
+        """Keep latents at the codes that there are."""
         self.latent.clamp_(-_EDGE, self.rounded.scheme.grid.levels - 1 + _EDGE)
 
     def quantized(self) -> QuantizedTensor:
@@ -175,8 +183,20 @@ class _Learner:
             tokens += error[..., 0].numel()
         return total / tokens
 
-    def step(self, number: int, start: int, rate: float, settings: RoundingSettings) -> None:
-        """One step, on the batch that begins at sequence `start`."""
+    def groups(self, settings: RoundingSettings) -> list[dict[str, Any]]:
+        """What moves, for an optimizer of torch."""
+        return [
+            {"params": [weight.latent for weight in self.weights], "lr": settings.code_rate},
+            {"params": [weight.log for weight in self.weights], "lr": settings.scale_rate},
+        ]
+
+    def clamp(self) -> None:
+        """Keep latents at the codes that there are."""
+        for weight in self.weights:
+            weight.clamp()
+
+    def differentiate(self, start: int) -> None:
+        """Gradients of the batch that begins at sequence `start`."""
         stream = self._stream
         hidden, wanted = self._read(start)
         with torch.no_grad():
@@ -196,17 +216,9 @@ class _Learner:
         with torch.no_grad():
             for weight in self.weights:
                 gradient = gradients[weight.site.parameter]
-                if gradient is not None:  # an expert that no token of the batch reached
-                    weight.move(part_of(gradient, weight.site), number, rate, settings)
+                weight.differentiate(None if gradient is None else part_of(gradient, weight.site))
 
     def _read(self, start: int) -> tuple[Tensor, Tensor]:
         device = self._stream.compute.device
         hidden, wanted = self._states(start)
         return hidden.to(device), wanted.to(device)
-
-
-def _adam(value: Tensor, gradient: Tensor, mean: Tensor, squares: Tensor, step: int, rate: float) -> None:
-    mean.lerp_(gradient, 1.0 - _MOMENTUM)
-    squares.mul_(_SQUARES).addcmul_(gradient, gradient, value=1.0 - _SQUARES)
-    spread = (squares / (1.0 - _SQUARES**step)).sqrt_().add_(_TINY)
-    value.addcdiv_(mean, spread, value=-rate / (1.0 - _MOMENTUM**step))

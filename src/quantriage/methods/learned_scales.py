@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from quantriage.errors import UsageError
 from quantriage.model.site import Site, part_of, read_site
+from quantriage.numerics.qparams import float_zero_point
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.stream.stream import Stream
 
@@ -202,7 +203,5 @@ class _Block:
 
 def _levels(rounded: QuantizedTensor) -> Tensor:
     """codes - zero point, float32, [out, groups, width of a group]; [1, 1, n] per tensor."""
-    codes = rounded.codes.float().view(*rounded.scale.shape, -1)
-    if rounded.zero_point is None:
-        return codes - rounded.scheme.grid.center
-    return codes - rounded.zero_point.float().unsqueeze(-1)
+    zero = float_zero_point(rounded.scale, rounded.zero_point, rounded.scheme.grid)
+    return rounded.codes.float().view(*rounded.scale.shape, -1) - zero.unsqueeze(-1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantriage.errors import UsageError
-from quantriage.numerics.qparams import QParams, group_ranges, scale_and_zero, stored
+from quantriage.numerics.qparams import QParams, float_zero_point, group_ranges, scale_and_zero, stored
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 
@@ -39,8 +39,7 @@ def error_split(weight: Tensor, quantized: QuantizedTensor) -> ErrorSplit:
     """Of nearest codes for weight [out, in], summed in float64. Memory: three float32 copies."""
     rows, columns = weight.shape
     scale = quantized.scale.to(torch.float32)
-    center = quantized.scheme.grid.center
-    zero = torch.full_like(scale, center) if quantized.zero_point is None else quantized.zero_point.float()
+    zero = float_zero_point(scale, quantized.zero_point, quantized.scheme.grid)
     grouped = weight.reshape(-1, scale.shape[1], columns // scale.shape[1])
     raw = (grouped * scale.reciprocal().unsqueeze(-1)).round_().add_(zero.unsqueeze(-1)).view(rows, columns)
     outside = (raw < 0) | (raw > quantized.scheme.grid.levels - 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantriage.numerics.schemes import PerTensor, ScaleDtype, Scheme
+from quantriage.numerics.schemes import IntGrid, PerTensor, ScaleDtype, Scheme
 
 SCALE_DTYPES: dict[ScaleDtype, torch.dtype] = {
     "float16": torch.float16,
@@ -29,6 +29,13 @@ class QParams:
 
     scale: Tensor
     zero_point: Tensor | None
+
+
+def float_zero_point(scale: Tensor, zero_point: Tensor | None, grid: IntGrid) -> Tensor:
+    """What is subtracted from codes: the zero point, a symmetric grid's center; float32 of scale's shape."""
+    if zero_point is None:
+        return torch.full_like(scale, grid.center, dtype=torch.float32)
+    return zero_point.to(scale.device, torch.float32)
 
 
 def group_ranges(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantriage.numerics.qparams import float_zero_point
 from quantriage.numerics.schemes import PerTensor, Scheme
 
 
@@ -32,11 +33,9 @@ class QuantizedTensor:
         """(codes - zero_point) * scale, exact in float32, [out, in]."""
         rows, columns = self.shape
         scale = self.scale.to(torch.float32)
-        center = self.scheme.grid.center
-        zero = scale.new_full((), center) if self.zero_point is None else self.zero_point.to(torch.float32)
+        zero = float_zero_point(scale, self.zero_point, self.scheme.grid)
         if isinstance(self.scheme.granularity, PerTensor):
             return (self.codes.to(torch.float32) - zero) * scale
         groups = scale.shape[1]
         codes = self.codes.to(torch.float32).view(rows, groups, columns // groups)
-        zero = zero if zero.ndim == 0 else zero.unsqueeze(-1)
-        return ((codes - zero) * scale.unsqueeze(-1)).view(rows, columns)
+        return ((codes - zero.unsqueeze(-1)) * scale.unsqueeze(-1)).view(rows, columns)

@@ -7,7 +7,7 @@ reciprocal is the rule everywhere (search, GPTQ, here), so that the same scale a
 import torch
 from torch import Tensor
 
-from quantriage.numerics.qparams import QParams
+from quantriage.numerics.qparams import QParams, float_zero_point
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 
@@ -16,10 +16,7 @@ def quantize(weight: Tensor, scheme: Scheme, qparams: QParams) -> QuantizedTenso
     """Nearest codes of weight [out, in] (float32, finite). Memory: one float32 copy and the codes."""
     rows, columns = weight.shape
     scale = qparams.scale.to(torch.float32)
-    if qparams.zero_point is None:
-        zero = torch.full_like(scale, scheme.grid.center)
-    else:
-        zero = qparams.zero_point.to(torch.float32)
+    zero = float_zero_point(scale, qparams.zero_point, scheme.grid)
     grouped = weight.reshape(-1, scale.shape[1], columns // scale.shape[1])  # [out, groups, width]
     codes = (grouped * scale.reciprocal().unsqueeze(-1)).round_()
     codes = codes.add_(zero.unsqueeze(-1)).clamp_(0, scheme.grid.levels - 1)
