@@ -13,9 +13,10 @@ from pathlib import Path
 
 import msgspec
 
+from quantriage.data.task_items import TaskSet, read_task
 from quantriage.evaluate.tasks import Place
 from quantriage.records.atomic import write_bytes
-from quantriage.records.tasks import TaskMeasure, TaskRun
+from quantriage.records.tasks import TaskMeasure, TaskResult, TaskRun
 from quantriage.stream.compute import exact
 from quantriage.workflows.opened import open_model
 from quantriage.workflows.tasks import read_tasks, task_bench
@@ -63,7 +64,14 @@ def main() -> None:
     records = {Path(c).name: given.out / f"{Path(c).name}.json" for c in given.candidates}
     if len(records) < len(given.candidates):
         parser.error(f"candidates {', '.join(given.candidates)}: expected different names")
-    missing = [c for c in given.candidates if not records[Path(c).name].is_file()]
+    asked = {
+        (task.name, task.digest, _rows(task)) for task in (read_task(t, given.items) for t in given.tasks)
+    }
+    read = {name: _read(path) for name, path in records.items() if path.is_file()}
+    for name, run in read.items():
+        if {(task.name, task.digest, _rows(task)) for task in run.tasks} != asked:
+            parser.error(f"{records[name]} has other tasks or items; choose another --out")
+    missing = [c for c in given.candidates if Path(c).name not in read]
     if missing:
         with tempfile.TemporaryDirectory(prefix="quantriage-") as scratch:
             reference = open_model(given.model)
@@ -73,9 +81,17 @@ def main() -> None:
                 opened = open_model(candidate)
                 found = bench.of(opened.model, opened.map)
                 write_bytes(records[Path(candidate).name], msgspec.json.encode(found))
-    read = {name: msgspec.json.decode(path.read_bytes(), type=TaskRun) for name, path in records.items()}
-    (given.out / "tasks.md").write_text(table(read))
-    print(table(read), end="")
+    text = table({name: _read(path) for name, path in records.items()})
+    (given.out / "tasks.md").write_text(text)
+    print(text, end="")
+
+
+def _read(path: Path) -> TaskRun:
+    return msgspec.json.decode(path.read_bytes(), type=TaskRun)
+
+
+def _rows(task: TaskSet | TaskResult) -> tuple[int, ...]:
+    return tuple(item.row for item in task.items)
 
 
 def on_line(stage: str, done: int, total: int) -> None:

@@ -31,16 +31,8 @@ def test_a_copy_loses_nothing_and_a_second_call_runs_nothing(
 ) -> None:
     reference = pico(tmp_path)
     copy = shutil.copytree(reference, tmp_path / "copy")
-    words = [
-        str(reference),
-        str(copy),
-        "--tasks",
-        str(task_file),
-        "--items",
-        "8",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    words = [str(reference), str(copy), "--tasks", str(task_file), "--items", "8"]
+    words += ["--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["tasks", *words])
     main()
     line = capsys.readouterr().out.splitlines()[-1]
@@ -49,6 +41,10 @@ def test_a_copy_loses_nothing_and_a_second_call_runs_nothing(
     monkeypatch.setattr(tasks, "task_bench", None)  # a call would fail
     main()
     assert capsys.readouterr().out.splitlines()[-1] == line
+    monkeypatch.setattr("sys.argv", ["tasks", *("7" if word == "8" else word for word in words)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "has other tasks or items; choose another --out" in capsys.readouterr().err
 
 
 def test_candidates_of_one_name_are_refused(
