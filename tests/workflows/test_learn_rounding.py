@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tiny_run import Place, digests
+from tiny_run import Place, digests, interrupt_at
 
 from formats import tiny_gguf
 from quantriage.errors import ResumeError
@@ -22,13 +22,9 @@ def test_learned_rounding_ships_if_better_and_resumes(place: Place, tmp_path: Pa
     assert "output error falls in" in blocks
     assert judged.endswith(("after: kept", "the rounding before is kept"))
 
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "learn rounding" and done == 1:
-            raise KeyboardInterrupt
-
     options = place.recover(tmp_path / "resumed", learn_rounding=12)
     with pytest.raises(KeyboardInterrupt):
-        recover(options, interrupt)
+        recover(options, interrupt_at("learn rounding", 1))
     first = options.run_folder / "learned-rounding" / "block-00000.safetensors"
     written = first.stat().st_mtime_ns
     recover(options)
@@ -37,13 +33,9 @@ def test_learned_rounding_ships_if_better_and_resumes(place: Place, tmp_path: Pa
 
 
 def test_a_learned_block_changed_on_disk_is_refused(place: Place, tmp_path: Path) -> None:
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "learn rounding" and done == 1:
-            raise KeyboardInterrupt
-
     options = place.quantize(tmp_path / "out", scheme="w3a-g32", learn_rounding=2)
     with pytest.raises(KeyboardInterrupt):
-        quantize(options, interrupt)
+        quantize(options, interrupt_at("learn rounding", 1))
     (options.run_folder / "learned-rounding" / "block-00000.safetensors").write_bytes(b"other")
     with pytest.raises(ResumeError, match="not the file that the ledger names"):
         quantize(options)

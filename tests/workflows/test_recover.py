@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import Place, digests
+from tiny_run import Place, digests, interrupt_at
 from transformers import AutoModelForCausalLM
 
 import quantriage
@@ -187,13 +187,9 @@ def test_learned_scales_ship_and_resume(place: Place, tmp_path: Path) -> None:
     summary = run_of(tmp_path / "whole").read(SUMMARY, RunSummary)
     assert any(f.code == "learned-scales" for f in summary.findings)
 
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "learn scales" and done == 3:
-            raise KeyboardInterrupt
-
     options = place.recover(tmp_path / "resumed", learn=4)
     with pytest.raises(KeyboardInterrupt):
-        recover(options, interrupt)
+        recover(options, interrupt_at("learn scales", 3))
     assert (options.run_folder / "learned" / "state.safetensors").is_file()
     stages: list[tuple[str, int]] = []
     recover(options, lambda stage, done, total: stages.append((stage, done)))

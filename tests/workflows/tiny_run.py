@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.word_model import save_model, save_text
+from quantriage.stream.progress import Progress
 from quantriage.workflows.options import QuantizeOptions, RecoverOptions
 
 
@@ -46,6 +47,16 @@ def make_place(folder: Path) -> Place:
     save_text(folder / "calibration.txt", seed=1, words=3600)
     save_text(folder / "held-out.txt", seed=2, words=1200)
     return Place(folder)
+
+
+def interrupt_at(stage: str, done: int) -> Progress:
+    """Progress that stops the run where `done` steps of `stage` are done, as Ctrl-C does."""
+
+    def progress(at: str, finished: int, total: int) -> None:
+        if at == stage and finished == done:
+            raise KeyboardInterrupt
+
+    return progress
 
 
 def digests(folder: Path) -> dict[str, str]:

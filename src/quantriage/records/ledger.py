@@ -18,7 +18,7 @@ import psutil
 
 from quantriage.errors import ResumeError
 from quantriage.records.atomic import sync_folder, write_bytes
-from quantriage.records.digest import bytes_digest
+from quantriage.records.digest import bytes_digest, file_digest
 from quantriage.records.storage import reading, writing
 from quantriage.records.types import Record
 
@@ -113,6 +113,12 @@ class Ledger:
                     written += file.write(line[written:])
                 os.fsync(file.fileno())
         self._end += len(line)
+
+
+def require_committed(path: Path, commit: Commit) -> None:
+    """Raise ResumeError unless the file at `path` is the one whose digest `commit` holds."""
+    if not path.is_file() or file_digest(path) != commit.digest:
+        raise ResumeError(f"{path}: not the file that the ledger names; choose another run folder")
 
 
 def frozen_in(path: Path) -> dict[str, Setting]:

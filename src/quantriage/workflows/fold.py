@@ -15,14 +15,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from quantriage.data.token_set import TokenSet
-from quantriage.errors import ResumeError
 from quantriage.methods.channel_scales import exactly_stored, fold_scales
 from quantriage.model.folds import Fold, find_folds, scaled_weights
 from quantriage.model.site import Site, read_site
 from quantriage.numerics.qparams import SCALE_DTYPES
 from quantriage.records.atomic import write_bytes
 from quantriage.records.digest import bytes_digest
-from quantriage.records.ledger import Ledger
+from quantriage.records.ledger import Ledger, require_committed
 from quantriage.records.types import Finding
 from quantriage.stream.block_hessians import block_hessians
 from quantriage.stream.loss_hessians import BlockSums
@@ -82,9 +81,8 @@ def fold_channels(
             write_bytes(path, data)
             ledger.commit(_STEP, bytes_digest(data))
         else:
-            data = path.read_bytes() if path.is_file() else b""
-            if bytes_digest(data) != done.digest:
-                raise ResumeError(f"{path}: not the file that the ledger names; choose another run folder")
+            require_committed(path, done)
+            data = path.read_bytes()
         scales = load(data)
         return seen_through(opened, folds, scales), (_finding(folds, scales),)
 

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from quantriage.data.token_set import TokenSet
-from quantriage.errors import ResumeError
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.learned_rounding import RoundingSettings, learn_block, output_metric
-from quantriage.model.capture import WeightCall
-from quantriage.model.site import Site
 from quantriage.numerics.schemes import Scheme
-from quantriage.records.digest import file_digest
-from quantriage.records.ledger import Ledger
+from quantriage.records.ledger import Ledger, require_committed
 from quantriage.records.types import Finding
+from quantriage.stream.block_hessians import sites_by_block
 from quantriage.stream.progress import Progress
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import BlockGradients, Stream, StreamSettings
@@ -59,28 +56,26 @@ def learn_rounding(
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     if any(scheme.in_blocks for scheme in chosen.values()):
         return bank, _said("GGUF types keep the rounding that they have: only integer codes are learned")
-    sites: dict[int, list[Site]] = {}
-    for site in opened.map.sites:
-        if site.name in chosen:
-            sites.setdefault(site.block, []).append(site)
+    sites = sites_by_block(opened.map.sites, chosen)
     done = ledger.completed()
     for index in sites:
         if _step(index) in done:
-            _refuse_changed(learned.path(index), done[_step(index)].digest)
+            require_committed(learned.path(index), done[_step(index)])
     if any(_step(index) not in done for index in sites):
         stores = [StateStore(folder / SPILL / name, state_bytes // 2) for name in ("reference", "quantized")]
         settings = StreamSettings.for_length(tokens.length)
 
-        def stream(over: TokenSet, store: StateStore) -> Stream:
-            return Stream(opened.model, opened.map.sites, over, opened.compute, store, settings, progress)
+        def stream(over: TokenSet) -> Stream:
+            return Stream(opened.model, opened.map.sites, over, opened.compute, stores[0], settings, progress)
 
-        few = tokens.take(min(_WINDOWS, tokens.sequences))
-        metrics = _metrics(stream(few, stores[0]), seed)
-        reference, quantized = (stream(tokens, store) for store in stores)
-        reference.embed()
-        quantized.embed()
+        metrics = _metrics(stream(tokens.take(min(_WINDOWS, tokens.sequences))), seed)
+        reference = stream(tokens)
+        quantized = reference.branch(opened.model, stores[1])
+        with opened.model.embedding():
+            reference.start()
+            quantized.start()
         for index in range(opened.map.blocks):
-            own = sites.get(index, [])
+            own = sites.get(index, ())
             reference.advance(index, reference.load(index))
             if own and _step(index) not in done:
                 found = learn_block(
@@ -121,20 +116,11 @@ def _metrics(stream: Stream, seed: int) -> dict[int, Tensor]:
         rows = [stream.states.get(f"g/{start}").flatten(0, -2).float() for start in stream.batches]
         metrics[index] = output_metric(sum((r.T @ r for r in rows), torch.zeros(())))
         if index:
-            gradients.run(_nothing)
+            gradients.run(lambda *_: None)
 
     stream.backward(on_block, stage="learn rounding: gradients")
     stream.states.clear()
     return metrics
-
-
-def _nothing(_start: int, _call: WeightCall, _gradient: Tensor) -> None:
-    """Of a product nothing is wanted; the gradient at the boundary is."""
-
-
-def _refuse_changed(path: Path, digest: str) -> None:
-    if not path.is_file() or file_digest(path) != digest:
-        raise ResumeError(f"{path}: not the file that the ledger names; choose another run folder")
 
 
 def _finding(blocks: list[_Learned]) -> Finding:
