@@ -17,7 +17,6 @@ from torch import Tensor
 
 from quantriage.data.token_set import TokenSet
 from quantriage.evaluate.compare_states import compare_states
-from quantriage.formats.weight_source import ReplacedWeights
 from quantriage.methods.block_rounding import nearest_blocks
 from quantriage.model.causal import CausalModel
 from quantriage.model.site import End
@@ -122,7 +121,7 @@ class EndScores:
     def _with(self, end: End, values: Tensor) -> CausalModel:
         """The model with another table in the place of `end`."""
         given = {f"{end.name}.weight": partial(_same, values)}
-        return self._model.with_weights(ReplacedWeights(self._model.checkpoint.weights, given))
+        return self._model.with_tensors(given)
 
 
 def _first_windows(stream: Stream) -> tuple[TokenSet, Tensor]:

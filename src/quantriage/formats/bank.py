@@ -77,8 +77,10 @@ class CandidateBank:
                 raise KeyError(key)
             return BlockTensor(scheme, file.get_tensor(f"{key}|raw"))
 
+    def candidate(self, block: int | None, site: str, scheme: Scheme) -> QuantizedTensor | BlockTensor:
+        """One candidate as its scheme stores it; KeyError if it was never written."""
+        return self.read_blocks(block, site, scheme) if scheme.in_blocks else self.read(block, site, scheme)
+
     def values(self, block: int | None, site: str, scheme: Scheme) -> Tensor:
         """One candidate dequantized, [out, in]."""
-        if scheme.in_blocks:
-            return self.read_blocks(block, site, scheme).dequantize()
-        return self.read(block, site, scheme).dequantize()
+        return self.candidate(block, site, scheme).dequantize()

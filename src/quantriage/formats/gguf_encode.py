@@ -120,14 +120,14 @@ def _ladder(columns: int) -> list[str]:
 def _search(layout: BlockLayout, x: Tensor, u: Tensor) -> BlockFields:
     """Fields of blocks x [n, runs, sub] with weights u of the same shape."""
     if layout.two_levels:
-        return encode_blocks(x, u, layout, _half)
+        return encode_blocks(x, u, layout, as_half)
     points = Points(layout.points)
     if layout.d_type == "e8m0":
         scale, offset = _power_of_two(x, u, points), None
     elif layout.dmin_at is None:
-        scale, offset = fit_scale(x, u, points, _half).scale, None
+        scale, offset = fit_scale(x, u, points, as_half).scale, None
     else:
-        fit = fit_line(x, u, points, _half, below_zero=False)
+        fit = fit_line(x, u, points, as_half, below_zero=False)
         scale, offset = fit.scale, fit.offset
     return BlockFields(points.codes(steps(x, scale, offset)).flatten(1), scale, offset)
 
@@ -143,7 +143,7 @@ def _power_of_two(x: Tensor, u: Tensor, points: Points) -> Tensor:
     return best.scale
 
 
-def _half(values: Tensor) -> Tensor:
+def as_half(values: Tensor) -> Tensor:
     """Rounded to float16, the largest of which stands for anything larger."""
     return values.clamp(-_LARGEST_HALF, _LARGEST_HALF).to(torch.float16).to(torch.float32)
 

@@ -7,31 +7,27 @@ Learning starts at the codes that error feedback chose, each latent a part of th
 weight, so that a code flips only where the gradient insists (docs/lab-log.md). And an output error is weighed
 by the second moment of the loss's gradients there, not by its square.
 
-Codes pass gradients straight through; latents and the logarithms of scales move by Adam under a falling rate.
-Zero points stay, so size, layout and kernels do. What is not better than before is not taken.
+Latents and the logarithms of scales (learned_codes.py) move by Adam under a falling rate. What is not better
+than before is not taken.
 
 Memory: the block, its activations for one batch, and 20 bytes for each of its weights.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from quantriage.errors import UsageError
+from quantriage.methods.learned_codes import LearnedCodes, Rounded
 from quantriage.model.site import Site, part_of, read_site
-from quantriage.numerics.qparams import SCALE_DTYPES, float_zero_point
-from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.stream.stream import Stream
 
 States = Callable[[int], tuple[Tensor, Tensor]]
 """First sequence of a batch -> states [b, t, d]: quantized, before the block; the reference's, after it."""
 
 _TINY = 1e-20  # Adam's: gradients of a mean over tokens are small beside the usual 1e-8
-_BACK, _MOST_BACK = 0.5, 0.3  # of the way to the original weight that a latent starts; code steps
-_EDGE = 0.49  # code steps beyond the first and last code
 _JUDGED = 16  # batches at most that before and after are compared on
 _FLOOR = 0.3  # of the mean diagonal, added to the metric, as row_coupling.py damps its own
 
@@ -53,7 +49,7 @@ class RoundingSettings:
 class LearnedBlock:
     """New weights by site name, and the metric's mean output error before and after, on the same tokens."""
 
-    quantized: dict[str, QuantizedTensor]
+    quantized: dict[str, Rounded]
     before: float
     after: float
 
@@ -68,7 +64,7 @@ def output_metric(moment: Tensor) -> Tensor:
 def learn_block(
     stream: Stream,
     index: int,
-    rounded: Sequence[tuple[Site, QuantizedTensor]],
+    rounded: Sequence[tuple[Site, Rounded]],
     states: States,
     metric: Tensor,
     settings: RoundingSettings,
@@ -80,71 +76,31 @@ def learn_block(
     """
     learner = _Learner(stream, index, rounded, states, metric.to(stream.compute.device))
     judged = stream.batches[:: -(-len(stream.batches) // _JUDGED)]
-    learner.write([quantized for _, quantized in rounded])
+    learner.write([quantized.dequantize() for _, quantized in rounded])
     before = learner.error(judged)
     generator = torch.Generator().manual_seed(seed + index)
     order: list[int] = []
-    adam = torch.optim.Adam(learner.groups(settings), eps=_TINY)
+    weights = learner.weights
+    groups = [
+        {"params": [weight.latent for weight in weights], "lr": settings.code_rate},
+        {"params": [weight.log for weight in weights], "lr": settings.scale_rate},
+    ]
+    adam = torch.optim.Adam(groups, eps=_TINY)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1.0 - step / settings.steps)
     for _ in range(settings.steps):
         order = order or torch.randperm(len(stream.batches), generator=generator).tolist()
         learner.differentiate(stream.batches[order.pop()])
         adam.step()
         falling.step()
-        learner.clamp()
-    found = [weight.quantized() for weight in learner.weights]
-    learner.write(found)
+        for weight in weights:
+            weight.clamp()
+    found = [weight.quantized() for weight in weights]
+    learner.write([quantized.dequantize() for quantized in found])
     after = learner.error(judged)
     if not after < before:
         found, after = [quantized for _, quantized in rounded], before
     names = [site.name for site, _ in rounded]
     return LearnedBlock(dict(zip(names, found, strict=True)), before, after)
-
-
-class _Weight:
-    """One site in training: latents in code steps [out, groups, width], scales' logarithms [out, groups]."""
-
-    def __init__(self, site: Site, original: Tensor, rounded: QuantizedTensor) -> None:
-        self.site, self.rounded = site, rounded
-        device, grid = original.device, rounded.scheme.grid
-        self.start = rounded.scale.to(device, torch.float32)
-        self.zero = float_zero_point(self.start, rounded.zero_point, grid).unsqueeze(-1)
-        codes = rounded.codes.to(device, torch.float32).view(*self.start.shape, -1)
-        wanted = original.float().reshape(codes.shape) / self.start.unsqueeze(-1) + self.zero
-        self.latent = codes + (wanted - codes).mul_(_BACK).clamp_(-_MOST_BACK, _MOST_BACK)
-        self.log = torch.zeros_like(self.start)
-
-    def codes(self) -> Tensor:
-        """Codes from zero, float32 [out, groups, width]."""
-        return self.latent.round().clamp_(0, self.rounded.scheme.grid.levels - 1)
-
-    def scale(self) -> Tensor:
-        """Scales, float32 [out, groups]."""
-        return self.start * self.log.exp()
-
-    def value(self) -> Tensor:
-        """The weight as it now is, float32 [out, groups, width]."""
-        return (self.codes() - self.zero).mul_(self.scale().unsqueeze(-1))
-
-    def differentiate(self, gradient: Tensor | None) -> None:
-        """Gradients of what moves from that at the weight, [out, in]; None: no token reached it."""
-        if gradient is None:
-            self.latent.grad = self.log.grad = None
-            return
-        grouped = gradient.float().reshape(self.latent.shape)
-        self.log.grad = (grouped * self.value()).sum(-1)
-        self.latent.grad = grouped * self.scale().unsqueeze(-1)
-
-    def clamp(self) -> None:
-        """Keep latents at the codes that there are."""
-        self.latent.clamp_(-_EDGE, self.rounded.scheme.grid.levels - 1 + _EDGE)
-
-    def quantized(self) -> QuantizedTensor:
-        """As it will be stored."""
-        codes = self.codes().to(torch.uint8).view(self.rounded.shape).cpu()
-        dtype = SCALE_DTYPES[self.rounded.scheme.scale_dtype]
-        scale = self.scale().to(dtype).view(self.rounded.scale.shape).cpu()
-        return replace(self.rounded, codes=codes, scale=scale)
 
 
 class _Learner:
@@ -154,23 +110,24 @@ class _Learner:
         self,
         stream: Stream,
         index: int,
-        rounded: Sequence[tuple[Site, QuantizedTensor]],
+        rounded: Sequence[tuple[Site, Rounded]],
         states: States,
         metric: Tensor,
     ) -> None:
         self._stream, self._index, self._states, self._metric = stream, index, states, metric
         whole = stream.load(index)
-        self.weights = [_Weight(site, read_site(whole, site), quantized) for site, quantized in rounded]
+        self._sites = [site for site, _ in rounded]
+        self.weights = [LearnedCodes(read_site(whole, site), quantized) for site, quantized in rounded]
         self._module: nn.Module = stream.for_products(whole)
         self._module.requires_grad_(False)
-        names = dict.fromkeys(site.parameter for site, _ in rounded)
+        names = dict.fromkeys(site.parameter for site in self._sites)
         self._parameters = {name: self._module.get_parameter(name) for name in names}
 
     @torch.no_grad()
-    def write(self, values: Sequence[QuantizedTensor]) -> None:
-        """Put these weights into the block."""
-        for weight, value in zip(self.weights, values, strict=True):
-            read_site(self._module, weight.site).copy_(value.dequantize())
+    def write(self, values: Sequence[Tensor]) -> None:
+        """Put these weights [out, in] into the block."""
+        for site, value in zip(self._sites, values, strict=True):
+            read_site(self._module, site).copy_(value)
 
     @torch.no_grad()
     def error(self, batches: Sequence[int]) -> float:
@@ -183,25 +140,11 @@ class _Learner:
             tokens += error[..., 0].numel()
         return total / tokens
 
-    def groups(self, settings: RoundingSettings) -> list[dict[str, Any]]:
-        """What moves, for an optimizer of torch."""
-        return [
-            {"params": [weight.latent for weight in self.weights], "lr": settings.code_rate},
-            {"params": [weight.log for weight in self.weights], "lr": settings.scale_rate},
-        ]
-
-    def clamp(self) -> None:
-        """Keep latents at the codes that there are."""
-        for weight in self.weights:
-            weight.clamp()
-
     def differentiate(self, start: int) -> None:
         """Gradients of the batch that begins at sequence `start`."""
         stream = self._stream
         hidden, wanted = self._read(start)
-        with torch.no_grad():
-            for weight in self.weights:
-                read_site(self._module, weight.site).copy_(weight.value().view(weight.rounded.shape))
+        self.write([weight.value() for weight in self.weights])
         parameters = list(self._parameters.values())
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -213,10 +156,9 @@ class _Learner:
         gradients = dict(zip(self._parameters, found, strict=True))
         for parameter in parameters:
             parameter.requires_grad_(False)
-        with torch.no_grad():
-            for weight in self.weights:
-                gradient = gradients[weight.site.parameter]
-                weight.differentiate(None if gradient is None else part_of(gradient, weight.site))
+        for site, weight in zip(self._sites, self.weights, strict=True):
+            gradient = gradients[site.parameter]
+            weight.differentiate(None if gradient is None else part_of(gradient, site))
 
     def _read(self, start: int) -> tuple[Tensor, Tensor]:
         device = self._stream.compute.device

@@ -7,7 +7,7 @@ block is calling it with them. The alternative, re-using block 0's arguments, is
 """
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from quantriage.errors import ArchitectureError, CheckpointError
 from quantriage.formats.checkpoint import Checkpoint
-from quantriage.formats.weight_source import WeightSource
+from quantriage.formats.weight_source import ReplacedWeights, WeightSource
 from quantriage.model.layout import Piece, parameter_layout
 from quantriage.model.site import End
 
@@ -101,6 +101,10 @@ class CausalModel:
         self._head_prefix = self._path_of(head)
         self._load_outer(self._stays_loaded)
         self._check_stack()
+
+    def with_tensors(self, given: Mapping[str, Callable[[], Tensor]]) -> "CausalModel":
+        """This model with the tensors in `given` for its own; itself if there are none."""
+        return self.with_weights(ReplacedWeights(self.checkpoint.weights, given)) if given else self
 
     def with_weights(self, weights: WeightSource) -> "CausalModel":
         """This model over another source of the same tensors. Cheap: the skeleton is copied, none is built.

@@ -54,8 +54,9 @@ def learn_rounding(
     """
     learned = CandidateBank(folder / LEARNED)
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
-    if any(scheme.in_blocks for scheme in chosen.values()):
-        return bank, _said("GGUF types keep the rounding that they have: only integer codes are learned")
+    ends = {end.name: chosen[end.name] for end in opened.map.ends if end.name in chosen}
+    if ends:
+        learned.write(None, {(n, s): bank.candidate(None, n, s) for n, s in ends.items()})  # as they are
     sites = sites_by_block(opened.map.sites, chosen)
     done = ledger.completed()
     for index in sites:
@@ -70,10 +71,10 @@ def learn_rounding(
 
         metrics = _metrics(stream(tokens.take(min(_WINDOWS, tokens.sequences))), seed)
         reference = stream(tokens)
-        quantized = reference.branch(opened.model, stores[1])
-        with opened.model.embedding():
-            reference.start()
-            quantized.start()
+        tables = {f"{n}.weight": partial(bank.values, None, n, s) for n, s in ends.items()}
+        quantized = reference.branch(opened.model.with_tensors(tables), stores[1])
+        reference.embed()
+        quantized.embed()
         for index in range(opened.map.blocks):
             own = sites.get(index, ())
             reference.advance(index, reference.load(index))
@@ -81,7 +82,7 @@ def learn_rounding(
                 found = learn_block(
                     quantized,
                     index,
-                    [(site, bank.read(index, site.name, chosen[site.name])) for site in own],
+                    [(site, bank.candidate(index, site.name, chosen[site.name])) for site in own],
                     partial(_states, quantized, reference, index),
                     metrics[index],
                     RoundingSettings(steps),

@@ -13,7 +13,6 @@ from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.reference_states import cached_reference, final_states
 from quantriage.evaluate.token_scores import TokenScores
 from quantriage.formats.bank import CandidateBank
-from quantriage.formats.weight_source import ReplacedWeights
 from quantriage.model.causal import CausalModel
 from quantriage.model.site import ModelMap
 from quantriage.numerics.schemes import Scheme
@@ -84,8 +83,7 @@ class Meter:
     def _scores(self, model: CausalModel, weights: SiteWeights) -> TokenScores:
         reference = self.reference()
         ends = {f"{e.name}.weight": weights[e.name] for e in self.map.ends if e.name in weights}
-        if ends:
-            model = model.with_weights(ReplacedWeights(model.checkpoint.weights, ends))
+        model = model.with_tensors(ends)
         states = final_states(
             model,
             self.map.sites,

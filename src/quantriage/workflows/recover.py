@@ -221,8 +221,6 @@ def _learn_rounding(
         options.state_bytes,
         run.progress,
     )
-    if learned is bank:
-        return bank, (finding,)
     done = run.ledger.completed().get(_JUDGED)
     if done is None:
         meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
