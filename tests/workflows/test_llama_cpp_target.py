@@ -1,5 +1,6 @@
 """The target llama.cpp: types planned for each tensor, rounded, written to a GGUF file and proven on it."""
 
+import dataclasses
 import random
 from math import prod
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_folder_becomes_a_whole_file(texts: tuple[Path, Path], tmp_path: Path)
     hf_folders.save_model(source, hidden_size=128, intermediate_size=256, tie_word_embeddings=True)
     hf_folders.save_tokenizer(source, "qwen2")
     out = tmp_path / "tiny"
-    summary = recover(options_for(source, texts, out))
+    summary = recover(dataclasses.replace(options_for(source, texts, out), learn_rounding=8))
     folder, file = open_checkpoint(source), open_checkpoint(written(out))
     made = RunDir(out.with_name("tiny.run")).read(PLAN, Plan)
     found = kinds(file.path)
@@ -210,11 +211,13 @@ def test_a_folder_becomes_a_whole_file(texts: tuple[Path, Path], tmp_path: Path)
     run = out.with_name("tiny.run")
     planned = {f"{a.site}.weight": a for a in made.assignments if a.scheme != "none"}
     assert any(name.endswith("q_proj.weight") for name in planned)  # rows that llama.cpp orders anew
+    _, judged = (f.text for f in summary.findings if f.code == "learned-rounding")
+    shipped = "learned-rounding" if judged.endswith("after: kept") else "bank"
     for name in file.weights.names():
         weight = folder.weights.get(name)
         if name in planned:
             site, scheme = planned[name].site, Scheme.named(planned[name].scheme)
-            weight = CandidateBank(run / "bank").values(bank_block(site), site, scheme)
+            weight = CandidateBank(run / shipped).values(bank_block(site), site, scheme)
         elif weight.ndim > 1:
             weight = weight.half().float()
         assert torch.equal(file.weights.get(name), weight), name
