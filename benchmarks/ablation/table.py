@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.ablation.rows import INGREDIENTS, RTN, Ingredient
+from benchmarks.markdown import table
 from quantriage.evaluate.intervals import mean_interval
 from quantriage.records.types import Interval
 
@@ -62,19 +63,17 @@ def _pair(known: Mapping[str, Result], rows: tuple[str, str] | None) -> Gain | N
 def markdown(results: Sequence[Result]) -> str:
     """Both tables."""
     plain = next((result for result in results if result.label == RTN), results[0])
-    lines = [f"| row | KL (95%) | of {plain.label}'s | CPU s |", "|---|---|---|---|"]
+    whole = mean_interval(plain.kl).value
+    measured = []
     for result in results:
         kl = mean_interval(result.kl)
-        share = kl.value / mean_interval(plain.kl).value
-        lines.append(
-            f"| {result.label} | {kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f}) | {share:.3f} "
-            f"| {result.cpu_seconds:.1f} |"
-        )
-    of_pair = "change of KL (95%) | of it | CPU s added"
-    lines += ["", f"| ingredient | alone: {of_pair} | on top: {of_pair} |", "|---" * 7 + "|"]
-    for name, pair in gains(results).items():
-        lines.append(f"| {name} | " + " | ".join(cell for one in pair for cell in _cells(one)) + " |")
-    return "\n".join(lines) + "\n"
+        interval = f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})"
+        measured.append((result.label, interval, f"{kl.value / whole:.3f}", f"{result.cpu_seconds:.1f}"))
+    rows = table(("row", "KL (95%)", f"of {plain.label}'s", "CPU s"), measured)
+    pair = ("change of KL (95%)", "of it", "CPU s added")
+    head = ("ingredient", f"alone: {pair[0]}", *pair[1:], f"on top: {pair[0]}", *pair[1:])
+    found = [(name, *(cell for one in both for cell in _cells(one))) for name, both in gains(results).items()]
+    return f"{rows}\n\n{table(head, found)}\n"
 
 
 def _cells(found: Gain | None) -> tuple[str, str, str]:

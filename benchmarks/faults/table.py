@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.faults.score import Score, Sound
+from benchmarks.markdown import table
 
 
 def page(scores: Sequence[Score], healthy: Sequence[Sound]) -> str:
@@ -64,11 +65,9 @@ def markdown(scores: Sequence[Score]) -> str:
     """Kinds by formats: "both", "site" or "cause" alone, or what was said instead."""
     layouts = list(dict.fromkeys(s.layout for s in scores))
     by_cell = {(s.kind, s.layout): s for s in scores}
-    lines = ["| fault | " + " | ".join(layouts) + " |", "|---" * (len(layouts) + 1) + "|"]
-    for kind in dict.fromkeys(s.kind for s in scores):
-        cells = [_cell(by_cell.get((kind, layout))) for layout in layouts]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    kinds = dict.fromkeys(s.kind for s in scores)
+    rows = [[kind, *(_cell(by_cell.get((kind, layout))) for layout in layouts)] for kind in kinds]
+    return table(["fault", *layouts], rows)
 
 
 def _cell(score: Score | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz.seeds import ALL, READERS
+from benchmarks.markdown import table
 
 _SHORTEST = 5.0  # seconds; a process that ended early is started again for what is left, if it is more
 _HEADINGS = ("reader", "executions", "opened", "slowest, s", "memory, MB", "corpus", "places", "ended early")
@@ -45,10 +46,10 @@ def fuzz(reader: str, out: Path, seconds: float) -> list[dict[str, Any]]:
     return runs
 
 
-def table(out: Path) -> str:
+def summary(out: Path) -> str:
     """All runs recorded in a folder, by reader, as Markdown."""
     runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    rows = [_HEADINGS, ("---",) * len(_HEADINGS)]
+    rows = []
     for reader in dict.fromkeys(run["reader"] for run in runs):
         own = [run for run in runs if run["reader"] == reader]
         kept = sum(1 for _ in (out / "corpus" / reader).iterdir())
@@ -60,8 +61,7 @@ def table(out: Path) -> str:
         row = (reader, executions, opened, slowest, memory, kept, len(places), ended)
         rows.append(tuple(str(cell) for cell in row))
     hours, busy = (sum(run[key] for run in runs) / 3600 for key in ("seconds", "cpu"))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", f"{hours:.2f} hours of one process, {busy:.2f} of them on a core."])
+    return f"{table(_HEADINGS, rows)}\n\n{hours:.2f} hours of one process, {busy:.2f} of them on a core."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{reader}: {executions} executions, {len(places)} places, {ended} ended early", flush=True)
         for name in sorted(places):
             print(f"  {name}", flush=True)
-    (given.out / "fuzz.md").write_text(table(given.out) + "\n")
-    print(table(given.out))
+    (given.out / "fuzz.md").write_text(summary(given.out) + "\n")
+    print(summary(given.out))
     return 1 if found else 0
 
 

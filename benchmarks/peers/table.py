@@ -7,6 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from benchmarks.markdown import table
 from benchmarks.measured import Cost, Judged, Loaded
 
 HEAD = (
@@ -56,14 +57,14 @@ class Result:
 def markdown(results: Sequence[Result]) -> str:
     """What was measured, by size, then what could not be."""
     done = sorted((r for r in results if r.judged), key=lambda r: (r.body or 0, r.label))
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(_line(r, done) for r in done)]
     reasons = [f"- {r.label}, {stage}: {why}" for r in results for stage, why in r.failed.items()]
     note = (
         "KL in nats per token. `ours / this`: the least KL of our rows of no more bits over this one's, GGUF "
         "against GGUF by the whole file, the others by the body. Tools run in float32, so embeddings and "
         "norms take 4 bytes a weight in their files, 2 in ours; sizes of whole files compare within that."
     )
-    return "\n".join([*lines, "", note, "", "What could not be done:", "", *(reasons or ["nothing"])]) + "\n"
+    rows = table(HEAD, (_cells(r, done) for r in done))
+    return "\n".join([rows, "", note, "", "What could not be done:", "", *(reasons or ["nothing"])]) + "\n"
 
 
 def ratio(result: Result, results: Sequence[Result]) -> float | None:
@@ -81,12 +82,12 @@ def ratio(result: Result, results: Sequence[Result]) -> float | None:
     return min(ours) / result.judged.kl if ours else None
 
 
-def _line(result: Result, results: Sequence[Result]) -> str:
+def _cells(result: Result, results: Sequence[Result]) -> list[str]:
     found = result.judged
     assert found is not None
     low, high = found.kl_interval
     against = ratio(result, results)
-    cells = [
+    return [
         result.label,
         f"{result.body:.2f}",
         f"{result.whole:.2f}",
@@ -98,7 +99,6 @@ def _line(result: Result, results: Sequence[Result]) -> str:
         f"{result.cost.cpu_seconds:.0f}" if result.cost else "",
         f"{result.cost.peak_memory_bytes / 1e9:.2f}" if result.cost else "",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def family(label: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.markdown import table
 from quantriage.data.task_items import TaskSet, read_task
 from quantriage.evaluate.tasks import Place
 from quantriage.records.atomic import write_bytes
@@ -24,19 +25,19 @@ from quantriage.workflows.tasks import read_tasks, task_bench
 _STATE_BYTES = 4 << 30
 
 
-def table(found: Mapping[str, TaskRun]) -> str:
+def task_table(found: Mapping[str, TaskRun]) -> str:
     """One line for each candidate and task, and one for all its tasks together."""
     head = ("candidate", "task", "items", "reference", "candidate's", "difference (95%)", "lost / won", "p")
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for name, run in found.items():
-        lines += [_line(name, task.name, task.measures[-1]) for task in run.tasks]
-        lines += [_line(name, "all", run.pooled)] if run.pooled else []
-    return "\n".join(lines) + "\n"
+        rows += [_cells(name, task.name, task.measures[-1]) for task in run.tasks]
+        rows += [_cells(name, "all", run.pooled)] if run.pooled else []
+    return table(head, rows) + "\n"
 
 
-def _line(name: str, task: str, one: TaskMeasure) -> str:
+def _cells(name: str, task: str, one: TaskMeasure) -> tuple[str, ...]:
     low, high = 100 * one.difference.low, 100 * one.difference.high
-    cells = (
+    return (
         name,
         f"{task}, {one.metric}",
         str(one.items),
@@ -46,7 +47,6 @@ def _line(name: str, task: str, one: TaskMeasure) -> str:
         f"{one.lost} / {one.won}",
         f"{one.p_value:.3g}",
     )
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
                 opened = open_model(candidate)
                 found = bench.of(opened.model, opened.map)
                 write_bytes(records[Path(candidate).name], msgspec.json.encode(found))
-    text = table({name: _read(path) for name, path in records.items()})
+    text = task_table({name: _read(path) for name, path in records.items()})
     (given.out / "tasks.md").write_text(text)
     print(text, end="")
 
