@@ -30,15 +30,16 @@ class LearnedCodes:
 
     def __init__(self, original: Tensor, rounded: Rounded) -> None:
         self.rounded = rounded
-        parts = _of_blocks(rounded) if isinstance(rounded, BlockTensor) else _of_integers(rounded)
-        self._parts = parts = parts.to(original.device)
+        codes, parts = _of_blocks(rounded) if isinstance(rounded, BlockTensor) else _of_integers(rounded)
+        codes, self._parts = codes.to(original.device), parts.to(original.device)
+        parts = self._parts
         self.log = torch.zeros(parts.scale.shape[:2], device=original.device)
         scale = parts.scale.reshape(parts.offset.shape)
         usable = scale.abs() > _SMALLEST
-        grouped = original.float().reshape(parts.codes.shape)
+        grouped = original.float().reshape(codes.shape)
         wanted = parts.place((grouped - parts.offset) / torch.where(usable, scale, 1.0) + parts.zero)
-        back = (wanted - parts.codes).mul_(_BACK).clamp_(-_MOST_BACK, _MOST_BACK)
-        self.latent = parts.codes + back * usable
+        back = (wanted - codes).mul_(_BACK).clamp_(-_MOST_BACK, _MOST_BACK)
+        self.latent = codes.add_(back.mul_(usable))
 
     def codes(self) -> Tensor:
         """Codes, float32 [out, groups, width of a group]."""
@@ -88,12 +89,11 @@ class LearnedCodes:
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """codes: float32 [out, groups, width]. scale: of a group, [out, stored scales, groups of each].
+    """What codes mean. scale: of a group, [out, stored scales, groups of each].
 
     zero, offset: float32 [out, groups, 1]. points: of the codes, ascending; None: a code is its point.
     """
 
-    codes: Tensor
     levels: int
     scale: Tensor
     zero: Tensor
@@ -103,7 +103,6 @@ class _Parts:
     def to(self, device: torch.device) -> "_Parts":
         return replace(
             self,
-            codes=self.codes.to(device),
             scale=self.scale.to(device),
             zero=self.zero.to(device),
             offset=self.offset.to(device),
@@ -122,14 +121,15 @@ class _Parts:
         return below + (values - first) / (second - first)
 
 
-def _of_integers(rounded: QuantizedTensor) -> _Parts:
+def _of_integers(rounded: QuantizedTensor) -> tuple[Tensor, _Parts]:
+    """Codes, float32 [out, groups, width of a group], and what they mean."""
     scale = rounded.scale.float()
     zero = float_zero_point(scale, rounded.zero_point, rounded.scheme.grid).unsqueeze(-1)
     codes = rounded.codes.float().view(*scale.shape, -1)
-    return _Parts(codes, rounded.scheme.grid.levels, scale.unsqueeze(-1), zero, torch.zeros_like(zero))
+    return codes, _Parts(rounded.scheme.grid.levels, scale.unsqueeze(-1), zero, torch.zeros_like(zero))
 
 
-def _of_blocks(rounded: BlockTensor) -> _Parts:
+def _of_blocks(rounded: BlockTensor) -> tuple[Tensor, _Parts]:
     layout, rows = LAYOUTS[rounded.kind], rounded.shape[0]
     fields = read_fields(rounded.kind, rounded.raw.reshape(-1, layout.nbytes))
     codes = fields.codes.float().view(rows, -1, layout.sub)
@@ -138,5 +138,6 @@ def _of_blocks(rounded: BlockTensor) -> _Parts:
     offset = torch.zeros(shape) if fields.offset is None else fields.offset.reshape(shape)
     zero = torch.zeros(shape)
     if layout.table is None:
-        return _Parts(codes, layout.levels, scale, zero + (layout.zero or 0), offset)
-    return _Parts(codes, layout.levels, scale, zero, offset, torch.tensor(layout.table, dtype=torch.float32))
+        return codes, _Parts(layout.levels, scale, zero + (layout.zero or 0), offset)
+    points = torch.tensor(layout.table, dtype=torch.float32)
+    return codes, _Parts(layout.levels, scale, zero, offset, points)

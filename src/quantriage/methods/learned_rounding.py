@@ -13,7 +13,7 @@ than before is not taken.
 Memory: the block, its activations for one batch, and 20 bytes for each of its weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ def learn_block(
     """
     learner = _Learner(stream, index, rounded, states, metric.to(stream.compute.device))
     judged = stream.batches[:: -(-len(stream.batches) // _JUDGED)]
-    learner.write([quantized.dequantize() for _, quantized in rounded])
+    learner.write(quantized.dequantize() for _, quantized in rounded)
     before = learner.error(judged)
     generator = torch.Generator().manual_seed(seed + index)
     order: list[int] = []
@@ -95,7 +95,7 @@ def learn_block(
         for weight in weights:
             weight.clamp()
     found = [weight.quantized() for weight in weights]
-    learner.write([quantized.dequantize() for quantized in found])
+    learner.write(quantized.dequantize() for quantized in found)
     after = learner.error(judged)
     if not after < before:
         found, after = [quantized for _, quantized in rounded], before
@@ -124,7 +124,7 @@ class _Learner:
         self._parameters = {name: self._module.get_parameter(name) for name in names}
 
     @torch.no_grad()
-    def write(self, values: Sequence[Tensor]) -> None:
+    def write(self, values: Iterable[Tensor]) -> None:
         """Put these weights [out, in] into the block."""
         for site, value in zip(self._sites, values, strict=True):
             read_site(self._module, site).copy_(value)
@@ -144,7 +144,7 @@ class _Learner:
         """Gradients of the batch that begins at sequence `start`."""
         stream = self._stream
         hidden, wanted = self._read(start)
-        self.write([weight.value() for weight in self.weights])
+        self.write(weight.value() for weight in self.weights)
         parameters = list(self._parameters.values())
         for parameter in parameters:
             parameter.requires_grad_(True)
