@@ -191,8 +191,12 @@ def test_a_measured_run_without_verdict_or_shipped_model_is_a_report(tmp_path: P
     (folder / PROOF).write_text((folder / PROOF).read_text().replace('"candidate"', '"mix"'))
     page = rendered(folder)
     assert "No verdict" in page.text
+    assert "This run wrote a checkpoint and did not prove it" in page.text
     assert "Nothing was shipped" in page.text
     assert "text-errors" not in [a.get("id") for _, a in page.tags]
+    lock = json.loads((folder / LOCK).read_text())
+    (folder / LOCK).write_text(json.dumps(lock | {"output_files": {}}))
+    assert "This run measured, but did not ship and prove a checkpoint" in rendered(folder).text
 
 
 def test_zero_figures_draw_no_logarithm_of_zero(tmp_path: Path) -> None:
