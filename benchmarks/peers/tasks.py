@@ -8,7 +8,7 @@ a candidate, so one call saves half the time. A finished candidate is not run ag
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -64,12 +64,11 @@ def main() -> None:
     records = {Path(c).name: given.out / f"{Path(c).name}.json" for c in given.candidates}
     if len(records) < len(given.candidates):
         parser.error(f"candidates {', '.join(given.candidates)}: expected different names")
-    asked = {
-        (task.name, task.digest, _rows(task)) for task in (read_task(t, given.items) for t in given.tasks)
-    }
-    read = {name: _read(path) for name, path in records.items() if path.is_file()}
+    asked = _identity(read_task(text, given.items) for text in given.tasks)
+    decode = msgspec.json.Decoder(TaskRun).decode
+    read = {name: decode(path.read_bytes()) for name, path in records.items() if path.is_file()}
     for name, run in read.items():
-        if {(task.name, task.digest, _rows(task)) for task in run.tasks} != asked:
+        if _identity(run.tasks) != asked:
             parser.error(f"{records[name]} has other tasks or items; choose another --out")
     missing = [c for c in given.candidates if Path(c).name not in read]
     if missing:
@@ -81,17 +80,15 @@ def main() -> None:
                 opened = open_model(candidate)
                 found = bench.of(opened.model, opened.map)
                 write_bytes(records[Path(candidate).name], msgspec.json.encode(found))
-    text = task_table({name: _read(path) for name, path in records.items()})
+                read[Path(candidate).name] = found
+    text = task_table({name: read[name] for name in records})
     (given.out / "tasks.md").write_text(text)
     print(text, end="")
 
 
-def _read(path: Path) -> TaskRun:
-    return msgspec.json.decode(path.read_bytes(), type=TaskRun)
-
-
-def _rows(task: TaskSet | TaskResult) -> tuple[int, ...]:
-    return tuple(item.row for item in task.items)
+def _identity(tasks: Iterable[TaskSet | TaskResult]) -> set[tuple[str, str, tuple[int, ...]]]:
+    """Names, files and items of tasks."""
+    return {(task.name, task.digest, tuple(item.row for item in task.items)) for task in tasks}
 
 
 def on_line(stage: str, done: int, total: int) -> None:
