@@ -31,10 +31,10 @@ class LearnedCodes:
     def __init__(self, original: Tensor, rounded: Rounded) -> None:
         self.rounded = rounded
         codes, parts = _of_blocks(rounded) if isinstance(rounded, BlockTensor) else _of_integers(rounded)
-        codes, self._parts = codes.to(original.device), parts.to(original.device)
-        parts = self._parts
+        self._parts = parts = parts.to(original.device)
+        codes = codes.to(original.device)
         self.log = torch.zeros(parts.scale.shape[:2], device=original.device)
-        scale = parts.scale.reshape(parts.offset.shape)
+        scale = self._scale()
         usable = scale.abs() > _SMALLEST
         grouped = original.float().reshape(codes.shape)
         wanted = parts.place((grouped - parts.offset) / torch.where(usable, scale, 1.0) + parts.zero)

@@ -27,14 +27,14 @@ def build(records: RunRecords) -> Section | None:
     if verdict is None and records.of_diagnosis:
         return None
     if verdict is None:
-        content = VerdictContent("open", "No verdict", _unproven(records), ())
+        content = VerdictContent("open", "No verdict", _without_verdict(records), ())
     else:
         state, badge = ("proven", "Proven") if verdict.proven else ("unproven", "Not proven")
         content = VerdictContent(state, badge, verdict.sentence, _tiles(verdict, records))
     return Section("verdict", "Verdict", "", content, headed=False)
 
 
-def _unproven(records: RunRecords) -> str:
+def _without_verdict(records: RunRecords) -> str:
     if records.lock is not None and records.lock.output_files:
         return "This run wrote a checkpoint and did not prove it; quantriage evaluate measures it."
     return "This run measured, but did not ship and prove a checkpoint."
