@@ -36,7 +36,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--scheme", default=known["scheme"])
     for name in ("sequences", "length", "selection_sequences", "evaluation_sequences", "evaluation_length"):
         add(f"--{name.replace('_', '-')}", type=int, default=known[name])
-    add("--learn", type=int, default=known["learn"], help="steps of learning scales; 0 leaves those rows out")
+    for name, learned in (("learn", "scales"), ("learn_rounding", "codes")):
+        steps = f"steps of learning {learned}; 0 leaves those rows out"
+        add(f"--{name.replace('_', '-')}", type=int, default=known[name], help=steps)
     add("--no-mix", dest="mix", action="store_false", help="leave `recover` out")
     add("--only", nargs="*", default=[], help="rows whose label holds one of these words")
     return parser.parse_args(arguments)

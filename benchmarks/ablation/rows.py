@@ -36,6 +36,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What `quantize` is asked for, beside the scheme. start: a row without which this one is left out."""
+
+    start: str
+    method: str = "gptq"
+    fold: str = "none"
+    learned: bool = False
+
+
+@dataclass(frozen=True)
 class Ingredient:
     """What is added. alone, on_top: rows with it and without it; None where that is not to be had."""
 
@@ -88,6 +98,19 @@ ROWS: tuple[Row, ...] = (
 LEARNED: dict[str, str] = {row + LEARNING: row for row in (RTN, PLAINEST, FULL)}
 """Rows whose scales are learned, by the row they start from."""
 
+QUANTIZE, QUANTIZE_RTN = "quantize", "quantize, RTN"
+FOLDED, CODES = ", folded", ", codes learned"
+MADE: dict[str, Made] = {
+    QUANTIZE: Made(FULL),
+    QUANTIZE + FOLDED: Made(FULL, fold="channels"),
+    QUANTIZE + CODES: Made(FULL, learned=True),
+    QUANTIZE + FOLDED + CODES: Made(FULL, fold="channels", learned=True),
+    QUANTIZE_RTN: Made(RTN, method="rtn"),
+    QUANTIZE_RTN + CODES: Made(RTN, method="rtn", learned=True),
+}
+"""Rows of what changes a whole block, by the command itself; it draws its own windows, so they are compared
+with one another only."""
+
 INGREDIENTS: tuple[Ingredient, ...] = (
     Ingredient("ranges searched", ("RTN, ranges searched", RTN), None),
     Ingredient("ranges searched by the inputs", ("RTN, ranges searched by the inputs", RTN), None),
@@ -118,6 +141,9 @@ INGREDIENTS: tuple[Ingredient, ...] = (
     ),
     Ingredient("two-sided", ("GPTQ + two-sided", "GPTQ + loss weights"), (FULL, "full - two-sided")),
     Ingredient("everything", (FULL, PLAINEST), (FULL, RTN)),
+    Ingredient("channel fold", None, (QUANTIZE + FOLDED, QUANTIZE)),
+    Ingredient("learned rounding", (QUANTIZE_RTN + CODES, QUANTIZE_RTN), (QUANTIZE + CODES, QUANTIZE)),
+    Ingredient("learned rounding after a fold", None, (QUANTIZE + FOLDED + CODES, QUANTIZE + FOLDED)),
     Ingredient("learned scales", (RTN + LEARNING, RTN), (FULL + LEARNING, FULL)),
     Ingredient("learned scales after plainest GPTQ", (PLAINEST + LEARNING, PLAINEST), None),
     Ingredient("mixed schemes (recover)", (MIX_RTN, RTN), (MIX, FULL)),

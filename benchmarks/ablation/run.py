@@ -9,11 +9,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.ablation.rows import LEARNED, MIX, MIX_RTN, Row
+from benchmarks.ablation.rows import LEARNED, MADE, MIX, MIX_RTN, Made, Row
 from benchmarks.ablation.table import Result
 from quantriage.data.overlap import check_files, check_overlap
 from quantriage.data.token_set import TokenSet
@@ -30,12 +31,14 @@ from quantriage.stream.compute import exact
 from quantriage.stream.progress import Progress
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import Stream, StreamSettings
+from quantriage.workflows.evaluate import evaluate
 from quantriage.workflows.export import scale_dtype
 from quantriage.workflows.learn_scales import train
 from quantriage.workflows.meter import Meter
 from quantriage.workflows.opened import OpenedModel, open_model, started_dtype
-from quantriage.workflows.options import RecoverOptions
+from quantriage.workflows.options import EvaluateOptions, QuantizeOptions, RecoverOptions
 from quantriage.workflows.prove import sequence_kl
+from quantriage.workflows.quantize import quantize
 from quantriage.workflows.recover import recover
 from quantriage.workflows.sweep_measure import Bench, Stored
 from quantriage.workflows.sweep_rounding import RoundingJob, SchemeOf, round_trials
@@ -49,7 +52,10 @@ _STATE_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is measured, on which tokens. learn: steps of the learned rows, 0 for none. mix: run `recover`."""
+    """What is measured, on which tokens. mix: run `recover`.
+
+    learn, learn_rounding: steps of rows that learn scales, and of those that learn codes; 0 leaves them out.
+    """
 
     model: str
     out: Path
@@ -62,6 +68,7 @@ class Ablation:
     evaluation_sequences: int = 16
     evaluation_length: int = 256
     learn: int = 20
+    learn_rounding: int = 100
     mix: bool = True
     seed: int = 0
 
@@ -120,6 +127,10 @@ def run_rows(ablation: Ablation, rows: Sequence[Row], progress: Progress) -> Ite
         for number, (label, start) in enumerate(LEARNED.items(), start=len(rows)):
             if start in by_label:
                 yield _learned(run, label, by_label[start], number)
+    for label, made in MADE.items():
+        if made.start in by_label and (ablation.learn_rounding or not made.learned):
+            cost = run.once(label, partial(_quantized, run, made))
+            yield Result(label, cost.kl, cost.cpu_seconds)
     if ablation.mix:
         yield from _mixed(run)
     shutil.rmtree(run.spill, ignore_errors=True)
@@ -148,6 +159,7 @@ def _open(ablation: Ablation, rows: tuple[Row, ...], progress: Progress) -> _Run
         "scheme": ablation.scheme,
         "seed": ablation.seed,
         "learn": ablation.learn,
+        "learn_rounding": ablation.learn_rounding,
         "rows": " | ".join(row.label for row in rows),
         "compute": opened.compute.dtype_name,
     }
@@ -241,6 +253,43 @@ def _learn(run: _Run, origin: int, number: int) -> _Cost:
         run.store.write(number, block, own)
     stream.states.clear()
     return _Cost(time.process_time() - began)
+
+
+def _quantized(run: _Run, made: Made) -> _Cost:
+    """What the command makes, as saved, evaluated."""
+    of, began, folder = run.of, time.process_time(), run.of.out / "quantized"
+    record = folder.with_name("quantized.run")
+    shutil.rmtree(record, ignore_errors=True)  # of another row, or a killed try
+    quantize(
+        QuantizeOptions(
+            model=of.model,
+            calibration=of.calibration,
+            out=folder,
+            scheme=of.scheme,
+            method=made.method,
+            fold=made.fold,
+            learn_rounding=of.learn_rounding if made.learned else 0,
+            target="transformers",
+            sequences=of.sequences,
+            length=of.length,
+            seed=of.seed,
+            replace=True,
+        ),
+        run.progress,
+    )
+    taken = time.process_time() - began
+    proof = evaluate(
+        EvaluateOptions(
+            reference=of.model,
+            candidate=str(folder),
+            text=of.evaluate,
+            sequences=of.evaluation_sequences,
+            length=of.evaluation_length,
+        ),
+        run.progress,
+    )
+    assert proof.tokens_digest == run.evaluation.digest
+    return _Cost(taken, proof.results[-1].sequences.kl)
 
 
 def _mixed(run: _Run) -> Iterator[Result]:
