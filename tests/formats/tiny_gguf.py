@@ -4,6 +4,8 @@ Where transformers ignores a key of the file and takes the default of its config
 head width of Qwen3, width of Qwen3-MoE's experts), the files have that default.
 """
 
+import random
+import string
 from pathlib import Path
 
 import gguf
@@ -18,6 +20,14 @@ def vocabulary() -> tuple[list[str], list[str]]:
     """Byte-level tokens and two merges."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + ["Ġ", "<|end|>"]
     return [*letters, "th", "the"], ["t h", "th e"]
+
+
+def text(path: Path, seed: int = 0) -> Path:
+    """1500 words of five of the vocabulary's letters; no two seeds share a passage."""
+    draw = random.Random(seed)
+    words = ("".join(draw.choices(string.ascii_lowercase, k=5)) for _ in range(1500))
+    path.write_text(" ".join(words), encoding="utf-8")
+    return path
 
 
 def write(

@@ -107,9 +107,7 @@ def test_a_model_rescaled_by_somebody_is_rounded_as_the_original(place: Place, t
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_gguf_holds_the_divided_norms(kind: str, tmp_path: Path) -> None:
     """All else that is not rounded keeps its values, and in 8 bits the file is nearly the reference."""
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(1500)]
-    (tmp_path / "text.txt").write_text(" ".join(words), encoding="utf-8")
+    tiny_gguf.text(tmp_path / "text.txt")
     reference = tmp_path / "tiny-F32.gguf"
     if kind == "file":
         tiny_gguf.write(reference, "llama", deviation=0.15)

@@ -1,6 +1,5 @@
 """`--learn-rounding`: kept if better on the selection text, resumed to the same bytes, for GGUF types too."""
 
-import random
 from pathlib import Path
 
 import pytest
@@ -46,8 +45,7 @@ def test_a_learned_block_changed_on_disk_is_refused(place: Place, tmp_path: Path
 
 def test_gguf_types_learn(tmp_path: Path) -> None:
     reference = tiny_gguf.write(tmp_path / "tiny-F32.gguf", "llama", deviation=0.15)
-    text, draw = tmp_path / "letters.txt", random.Random(0)
-    text.write_text(" ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(600)))
+    text = tiny_gguf.text(tmp_path / "letters.txt")
     shared = {"model": str(reference), "calibration": (text,), "sequences": 4, "length": 32}
     sizes, found = [], []
     for steps in (0, 12):

@@ -1,7 +1,6 @@
 """The target llama.cpp: types planned for each tensor, rounded, written to a GGUF file and proven on it."""
 
 import dataclasses
-import random
 from math import prod
 from pathlib import Path
 
@@ -42,13 +41,9 @@ DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Letters in words; the two share no passage."""
-    folder, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
-    paths = folder / "calibration.txt", folder / "held-out.txt"
-    for path in paths:
-        words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(1500)]
-        path.write_text(" ".join(words), encoding="utf-8")
-    return paths
+    """For calibration, and held out."""
+    folder = tmp_path_factory.mktemp("texts")
+    return tiny_gguf.text(folder / "calibration.txt", 1), tiny_gguf.text(folder / "held-out.txt", 2)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from tiny_run import Place
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from formats.tiny_gguf import write
+from formats.tiny_gguf import text, write
 from quantriage.checkpoint.gguf_file import open_gguf
 from quantriage.cli.app import application
 from quantriage.diagnose.fisher import nearest
@@ -220,12 +219,7 @@ def test_gptq_folder(place: Place, tmp_path: Path) -> None:
 
 
 def test_gguf_file(tmp_path: Path) -> None:
-    texts = []
-    for number in (1, 2):
-        draw = random.Random(number)
-        words = ("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(600))
-        texts.append(tmp_path / f"{number}.txt")
-        texts[-1].write_text(" ".join(words))
+    texts = [text(tmp_path / f"{seed}.txt", seed) for seed in (1, 2)]
     reference = write(tmp_path / "reference.gguf", "llama")
     healthy = write(tmp_path / "healthy.gguf", "llama", Kind.Q8_0)
     part, damaged = "blk.1.ffn_down.weight", tmp_path / "damaged.gguf"
