@@ -34,6 +34,7 @@ class Case:
         self.rounded: list[tuple[Site, QuantizedTensor]] = [
             (site, nearest(self.originals[site.name], form)) for site in model_map.in_block(index)
         ]
+        self.vectors = {n: p.detach().clone() for n, p in block.named_parameters() if p.ndim == 1}
         draw = torch.randn(model.hidden_size, 40, generator=torch.Generator().manual_seed(1))
         self.metric = output_metric(draw @ draw.T)
 
@@ -41,7 +42,17 @@ class Case:
         return self.stream.hidden(self.index, start), self.stream.hidden(self.index + 1, start)
 
     def learn(self, settings: RoundingSettings) -> LearnedBlock:
-        return learn_block(self.stream, self.index, self.rounded, self.states, self.metric, settings, SEED)
+        return learn_block(
+            self.stream,
+            self.index,
+            self.rounded,
+            self.states,
+            self.metric,
+            settings,
+            tuple(self.vectors),
+            torch.float16,
+            SEED,
+        )
 
 
 class StraightThrough(nn.Module):
@@ -65,6 +76,17 @@ class StraightThrough(nn.Module):
         return ((codes - self.zero) * (self.start * self.log.exp()).unsqueeze(-1)).view(self.shape)
 
 
+class Factor(nn.Module):
+    """A vector whose entries move by factors."""
+
+    def __init__(self, original: Tensor) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros_like(original))
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original * self.log.exp()
+
+
 @pytest.mark.parametrize("scheme", ["w3a-g16", "w4s-channel", "w2a-g32"])
 def test_steps_are_those_of_autograd_and_adam(llama: Saved, scheme: str, tmp_path: Path) -> None:
     case = Case(llama, scheme, tmp_path)
@@ -78,9 +100,13 @@ def test_steps_are_those_of_autograd_and_adam(llama: Saved, scheme: str, tmp_pat
         linear = block.get_submodule(site.parameter.removesuffix(".weight"))
         weights[site.name] = StraightThrough(case.originals[site.name], rounded)
         register_parametrization(linear, "weight", weights[site.name], unsafe=True)
+    factors = {name: Factor(vector) for name, vector in case.vectors.items()}
+    for name, factor in factors.items():
+        module, _, own = name.rpartition(".")
+        register_parametrization(block.get_submodule(module), own, factor)
     groups = [
         {"params": [w.latent for w in weights.values()], "lr": settings.code_rate},
-        {"params": [w.log for w in weights.values()], "lr": settings.scale_rate},
+        {"params": [w.log for w in (*weights.values(), *factors.values())], "lr": settings.scale_rate},
     ]
     adam = torch.optim.Adam(groups, betas=(0.9, 0.999), eps=1e-20)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / settings.steps)
@@ -106,12 +132,19 @@ def test_steps_are_those_of_autograd_and_adam(llama: Saved, scheme: str, tmp_pat
         torch.testing.assert_close(learned.scale, expected.start * expected.log.exp(), rtol=1e-4, atol=0)
         assert (learned.zero_point is None) == (rounded.zero_point is None)
     assert flipped > 0
+    assert found.vectors.keys() == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    for name, vector in found.vectors.items():
+        assert vector.dtype == torch.float16
+        expected = factors[name](case.vectors[name])
+        torch.testing.assert_close(vector.float(), expected, rtol=1e-3, atol=0)  # as float16 rounds
+        assert not torch.allclose(expected, case.vectors[name], rtol=5e-3)
 
 
 def test_what_got_worse_is_not_taken(llama: Saved, tmp_path: Path) -> None:
     case = Case(llama, "w4a-g32", tmp_path)
     found = case.learn(RoundingSettings(steps=3, code_rate=3.0, scale_rate=0.5))
     assert found.after == found.before
+    assert not found.vectors
     for site, rounded in case.rounded:
         assert found.quantized[site.name] is rounded
 
@@ -123,6 +156,7 @@ def test_blocks_of_other_makes_learn(saved_models: dict[str, Saved], name: str, 
     assert found.after < found.before
     for site, rounded in case.rounded:
         assert not torch.equal(found.quantized[site.name].scale, rounded.scale)
+    assert found.vectors.keys() == case.vectors.keys()
 
 
 def test_experts_learn(saved_models: dict[str, Saved], tmp_path: Path) -> None:

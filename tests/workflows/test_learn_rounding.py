@@ -10,9 +10,17 @@ from tiny_run import Place, digests, interrupt_at
 
 from formats import tiny_gguf
 from quantriage.errors import ResumeError
+from quantriage.formats.bank import CandidateBank
+from quantriage.formats.checkpoint import open_checkpoint
+from quantriage.numerics.schemes import Scheme
 from quantriage.records.run_dir import SUMMARY, RunDir
 from quantriage.records.types import RunSummary
+from quantriage.stream.compute import exact
+from quantriage.workflows.export import scale_dtype
+from quantriage.workflows.meter import Meter
+from quantriage.workflows.opened import open_model
 from quantriage.workflows.options import QuantizeOptions
+from quantriage.workflows.prove import sequence_kl
 from quantriage.workflows.quantize import quantize
 from quantriage.workflows.recover import recover
 
@@ -32,6 +40,41 @@ def test_learned_rounding_ships_if_better_and_resumes(place: Place, tmp_path: Pa
     recover(options)
     assert first.stat().st_mtime_ns == written
     assert digests(options.out) == digests(tmp_path / "whole")
+
+
+def test_vectors_learn_and_are_saved(place: Place, tmp_path: Path) -> None:
+    options = place.quantize(tmp_path / "out", scheme="w3a-g32", learn_rounding=12)
+    quantize(options)
+    bank = CandidateBank(options.run_folder / "learned-rounding")
+    vectors = bank.vectors(range(2))
+    assert {name.rsplit(".", 2)[1] for name in vectors} == {"input_layernorm", "post_attention_layernorm"}
+    original, saved = open_model(str(place.model)), open_model(str(tmp_path / "out"))
+    for name, read in vectors.items():
+        value = saved.checkpoint.weights.get(name)
+        assert torch.equal(value, read())
+        assert not torch.equal(value, original.checkpoint.weights.get(name).to(value.dtype))
+    tokens = original.tokens([place.held_out], 4, 48, "evaluation")
+    meter = Meter(
+        original.model, original.map, tokens, exact("cpu"), tmp_path / "cache", tmp_path / "spill", 1 << 28
+    )
+    scheme = Scheme.parse("w3a-g32", scale_dtype(original.checkpoint))
+    banked = meter.mix(bank, dict.fromkeys(original.map.by_name(), scheme))
+    as_saved = meter.model_scores(saved.model, saved.map)
+    assert sequence_kl(banked) == pytest.approx(sequence_kl(as_saved), rel=0.02)  # all else in 2 bytes
+
+
+def test_scales_learned_afterwards_keep_the_vectors(place: Place, tmp_path: Path) -> None:
+    options = place.recover(tmp_path / "out", bpw=2.8, learn_rounding=12, learn=2)
+    recover(options)
+    shipped = {}
+    for name in ("learned-rounding", "learned"):
+        found = CandidateBank(options.run_folder / name).vectors(range(2))
+        shipped[name] = {tensor: read() for tensor, read in found.items()}
+    assert len(shipped["learned"]) == 4
+    saved = open_checkpoint(options.out).weights
+    for name, vector in shipped["learned"].items():
+        assert torch.equal(vector, shipped["learned-rounding"][name])
+        assert torch.equal(vector, saved.get(name))
 
 
 def test_a_learned_block_changed_on_disk_is_refused(place: Place, tmp_path: Path) -> None:
@@ -61,7 +104,7 @@ def test_gguf_types_learn(tmp_path: Path) -> None:
     assert sizes[0] == sizes[1]
     before, after = found
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.startswith("blk.") and "norm" not in name}
+    assert changed == {name for name in before if name.startswith("blk.")}
 
 
 def read_gguf(path: Path) -> dict[str, torch.Tensor]:

@@ -207,12 +207,16 @@ def test_a_folder_becomes_a_whole_file(texts: tuple[Path, Path], tmp_path: Path)
     planned = {f"{a.site}.weight": a for a in made.assignments if a.scheme != "none"}
     assert any(name.endswith("q_proj.weight") for name in planned)  # rows that llama.cpp orders anew
     _, judged = (f.text for f in summary.findings if f.code == "learned-rounding")
-    shipped = "learned-rounding" if judged.endswith("after: kept") else "bank"
+    shipped = CandidateBank(run / ("learned-rounding" if judged.endswith("after: kept") else "bank"))
+    vectors = shipped.vectors(range(2))
+    assert bool(vectors) == judged.endswith("after: kept")
     for name in file.weights.names():
         weight = folder.weights.get(name)
         if name in planned:
             site, scheme = planned[name].site, Scheme.named(planned[name].scheme)
-            weight = CandidateBank(run / shipped).values(bank_block(site), site, scheme)
+            weight = shipped.values(bank_block(site), site, scheme)
+        elif name in vectors:
+            weight = vectors[name]().float()
         elif weight.ndim > 1:
             weight = weight.half().float()
         assert torch.equal(file.weights.get(name), weight), name

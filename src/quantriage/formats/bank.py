@@ -1,13 +1,15 @@
 """A run's own store of quantized candidates: several schemes of every site, so that mixes can be tried.
 
-One safetensors file per block, and one for embedding and head, written whole by temporary name and renamed,
-codes packed to their true width.
+And of a block's vectors (norms, biases) where they were learned along with its candidates. One safetensors
+file per block, and one for embedding and head, written whole by temporary name and renamed, codes packed to
+their true width.
 Quantizing again for every mix was rejected: the Hessian passes cost minutes, reading a candidate costs
 milliseconds, and what was measured is then byte for byte what ships.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
@@ -21,6 +23,11 @@ from quantriage.numerics.schemes import Scheme
 from quantriage.records.atomic import write_bytes
 from quantriage.records.digest import bytes_digest
 
+TensorReaders = dict[str, Callable[[], Tensor]]
+"""Tensor name -> what reads it."""
+
+_VECTOR = "vector|"
+
 
 class CandidateBank:
     """Candidates under (site name, scheme) in a folder. Reading loads one candidate; writing, one block."""
@@ -33,10 +40,13 @@ class CandidateBank:
         return self._folder / ("ends.safetensors" if block is None else f"block-{block:05d}.safetensors")
 
     def write(
-        self, block: int | None, candidates: Mapping[tuple[str, Scheme], QuantizedTensor | BlockTensor]
+        self,
+        block: int | None,
+        candidates: Mapping[tuple[str, Scheme], QuantizedTensor | BlockTensor],
+        vectors: Mapping[str, Tensor] | None = None,
     ) -> str:
-        """Store all candidates of one block; returns the file's sha256."""
-        tensors: dict[str, Tensor] = {}
+        """Store all candidates of one block, and vectors by tensor name; returns the file's sha256."""
+        tensors = {f"{_VECTOR}{name}": vector.contiguous() for name, vector in (vectors or {}).items()}
         shapes: dict[str, str] = {}
         for (site, scheme), quantized in candidates.items():
             key = f"{site}|{scheme}"
@@ -81,6 +91,21 @@ class CandidateBank:
         """One candidate as its scheme stores it; KeyError if it was never written."""
         return self.read_blocks(block, site, scheme) if scheme.in_blocks else self.read(block, site, scheme)
 
+    def vectors(self, blocks: Iterable[int]) -> TensorReaders:
+        """Readers of the vectors stored with some blocks, by tensor name; none for a block without a file."""
+        found: TensorReaders = {}
+        for path in filter(Path.is_file, map(self.path, blocks)):
+            with safe_open(path, framework="pt") as file:
+                names = [key for key in file.keys() if key.startswith(_VECTOR)]  # noqa: SIM118 (no mapping)
+            found |= {name.removeprefix(_VECTOR): partial(_tensor, path, name) for name in names}
+        return found
+
     def values(self, block: int | None, site: str, scheme: Scheme) -> Tensor:
         """One candidate dequantized, [out, in]."""
         return self.candidate(block, site, scheme).dequantize()
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor

@@ -5,7 +5,7 @@ view a candidate stands in the reference's scaling, or the reference in the one 
 nobody above needs to know. One tensor at a time is multiplied; a rescaled copy of the model never exists.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class ScaledWeights:
-    """A WeightSource: `inner` with factors applied to some tensors. `stored` is what is on disk.
+    """A WeightView: `inner` with factors applied to some tensors. `stored` is what is on disk.
 
     transposed: tensors stored [in, out].
     """
@@ -69,6 +69,10 @@ class ScaledWeights:
     def stored(self, module: str) -> StoredWeight | None:
         """What is stored for a module, in the scaling it is stored in."""
         return self.inner.stored(module)
+
+    def changed(self) -> Set[str]:
+        """What is rescaled."""
+        return self.factors.keys()
 
     def in_own_scaling(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of this view's scaling as the inner source would hold it: what a repair has to store."""

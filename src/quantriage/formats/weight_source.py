@@ -4,9 +4,9 @@ A format hides how a file names and packs its tensors. Handing containers upward
 method would then have to ask which format it serves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -33,25 +33,52 @@ class WeightSource(Protocol):
         ...
 
 
+@runtime_checkable
+class WeightView(WeightSource, Protocol):
+    """A WeightSource that shows another one with some tensors changed."""
+
+    @property
+    def inner(self) -> WeightSource:
+        """What it looks at."""
+        ...
+
+    def changed(self) -> Set[str]:
+        """Names of the tensors that are not as they are there."""
+        ...
+
+
+def underneath(weights: WeightSource) -> tuple[WeightSource, frozenset[str]]:
+    """What `weights` looks at when all views are taken off, and the names that they change."""
+    changed: set[str] = set()
+    while isinstance(weights, WeightView):
+        changed |= weights.changed()
+        weights = weights.inner
+    return weights, frozenset(changed)
+
+
 @dataclass(frozen=True)
 class ReplacedWeights:
-    """A WeightSource: the tensors in `given` come from there, made anew each time, others from `origin`."""
+    """A WeightView: the tensors in `given` come from there, made anew each time."""
 
-    origin: WeightSource
+    inner: WeightSource
     given: Mapping[str, Callable[[], Tensor]]
 
     def names(self) -> tuple[str, ...]:
-        """The origin's."""
-        return self.origin.names()
+        """The inner names."""
+        return self.inner.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The origin's."""
-        return self.origin.shape(name)
+        """The inner shape."""
+        return self.inner.shape(name)
 
     def get(self, name: str) -> Tensor:
-        """What is given, else the origin's."""
-        return self.given[name]() if name in self.given else self.origin.get(name)
+        """What is given, else the inner tensor."""
+        return self.given[name]() if name in self.given else self.inner.get(name)
 
     def stored(self, module: str) -> StoredWeight | None:
-        """The origin's, None for what is given."""
-        return None if f"{module}.weight" in self.given else self.origin.stored(module)
+        """The inner one, None for what is given."""
+        return None if f"{module}.weight" in self.given else self.inner.stored(module)
+
+    def changed(self) -> Set[str]:
+        """What is given."""
+        return self.given.keys()

@@ -7,8 +7,8 @@ Learning starts at the codes that error feedback chose, each latent a part of th
 weight, so that a code flips only where the gradient insists (docs/lab-log.md). And an output error is weighed
 by the second moment of the loss's gradients there, not by its square.
 
-Latents and the logarithms of scales (learned_codes.py) move by Adam under a falling rate. What is not better
-than before is not taken.
+Latents and the logarithms of scales (learned_codes.py) move by Adam under a falling rate, and with them the
+block's vectors, norms and biases, which cost no bit. What is not better than before is not taken.
 
 Memory: the block, its activations for one batch, and 20 bytes for each of its weights.
 """
@@ -34,7 +34,9 @@ _FLOOR = 0.3  # of the mean diagonal, added to the metric, as row_coupling.py da
 
 @dataclass(frozen=True)
 class RoundingSettings:
-    """steps: batches that a block sees. code_rate, scale_rate: a step's largest change; of codes, a share."""
+    """steps: batches that a block sees. code_rate: a step's largest change of a code; scale_rate: of a scale
+    and of a vector's entry, as a share.
+    """
 
     steps: int
     code_rate: float = 0.02
@@ -47,9 +49,12 @@ class RoundingSettings:
 
 @dataclass(frozen=True)
 class LearnedBlock:
-    """New weights by site name, and the metric's mean output error before and after, on the same tokens."""
+    """New weights by site name, new vectors by parameter name (none: as they were), and the metric's mean
+    output error before and after, on the same tokens.
+    """
 
     quantized: dict[str, Rounded]
+    vectors: dict[str, Tensor]
     before: float
     after: float
 
@@ -68,22 +73,26 @@ def learn_block(
     states: States,
     metric: Tensor,
     settings: RoundingSettings,
+    vectors: Sequence[str] = (),
+    stored: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> LearnedBlock:
     """Block `index` learned on the stream's batches; `rounded` are all of its quantized sites.
 
-    metric: of errors at the block's output, [d, d] (output_metric).
+    metric: of errors at the block's output, [d, d] (output_metric). vectors: parameters of the block that
+    move too; stored: what they are rounded to in the end.
     """
-    learner = _Learner(stream, index, rounded, states, metric.to(stream.compute.device))
+    learner = _Learner(stream, index, rounded, states, metric.to(stream.compute.device), vectors)
     judged = stream.batches[:: -(-len(stream.batches) // _JUDGED)]
     learner.write(quantized.dequantize() for _, quantized in rounded)
     before = learner.error(judged)
     generator = torch.Generator().manual_seed(seed + index)
     order: list[int] = []
     weights = learner.weights
+    logs = [weight.log for weight in weights] + [vector.log for vector in learner.vectors]
     groups = [
         {"params": [weight.latent for weight in weights], "lr": settings.code_rate},
-        {"params": [weight.log for weight in weights], "lr": settings.scale_rate},
+        {"params": logs, "lr": settings.scale_rate},
     ]
     adam = torch.optim.Adam(groups, eps=_TINY)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1.0 - step / settings.steps)
@@ -95,12 +104,32 @@ def learn_block(
         for weight in weights:
             weight.clamp()
     found = [weight.quantized() for weight in weights]
+    learned = [vector.value().to(stored) for vector in learner.vectors]
     learner.write(quantized.dequantize() for quantized in found)
+    learner.write_vectors(learned)
     after = learner.error(judged)
     if not after < before:
-        found, after = [quantized for _, quantized in rounded], before
+        return LearnedBlock({site.name: quantized for site, quantized in rounded}, {}, before, before)
     names = [site.name for site, _ in rounded]
-    return LearnedBlock(dict(zip(names, found, strict=True)), before, after)
+    by_name = {name: vector.cpu() for name, vector in zip(vectors, learned, strict=True)}
+    return LearnedBlock(dict(zip(names, found, strict=True)), by_name, before, after)
+
+
+class _LearnedVector:
+    """A norm or a bias: each entry moves by a factor. parameter: in the block that runs."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self._original = parameter.detach().clone()
+        self.log = torch.zeros_like(self._original)
+
+    def value(self) -> Tensor:
+        """As it now is."""
+        return self._original * self.log.exp()
+
+    def differentiate(self, gradient: Tensor | None) -> None:
+        """Set the logarithms' gradient from that at the vector; None: nothing read it."""
+        self.log.grad = None if gradient is None else gradient * self.value()
 
 
 class _Learner:
@@ -113,6 +142,7 @@ class _Learner:
         rounded: Sequence[tuple[Site, Rounded]],
         states: States,
         metric: Tensor,
+        vectors: Sequence[str],
     ) -> None:
         self._stream, self._index, self._states, self._metric = stream, index, states, metric
         whole = stream.load(index)
@@ -122,12 +152,19 @@ class _Learner:
         self._module.requires_grad_(False)
         names = dict.fromkeys(site.parameter for site in self._sites)
         self._parameters = {name: self._module.get_parameter(name) for name in names}
+        self.vectors = [_LearnedVector(self._module.get_parameter(name)) for name in vectors]
 
     @torch.no_grad()
     def write(self, values: Iterable[Tensor]) -> None:
         """Put these weights [out, in] into the block."""
         for site, value in zip(self._sites, values, strict=True):
             read_site(self._module, site).copy_(value)
+
+    @torch.no_grad()
+    def write_vectors(self, values: Iterable[Tensor]) -> None:
+        """Put these vectors into the block."""
+        for vector, value in zip(self.vectors, values, strict=True):
+            vector.parameter.copy_(value)
 
     @torch.no_grad()
     def error(self, batches: Sequence[int]) -> float:
@@ -145,7 +182,9 @@ class _Learner:
         stream = self._stream
         hidden, wanted = self._read(start)
         self.write(weight.value() for weight in self.weights)
-        parameters = list(self._parameters.values())
+        self.write_vectors(vector.value() for vector in self.vectors)
+        matrices = len(self._parameters)
+        parameters = [*self._parameters.values(), *(vector.parameter for vector in self.vectors)]
         for parameter in parameters:
             parameter.requires_grad_(True)
         with stream.compute.autocast():
@@ -153,12 +192,14 @@ class _Learner:
         error = out.detach().float() - wanted
         above = (error @ self._metric).div_(error[..., 0].numel())
         found = torch.autograd.grad(out, parameters, above.to(out.dtype), allow_unused=True)
-        gradients = dict(zip(self._parameters, found, strict=True))
+        gradients = dict(zip(self._parameters, found[:matrices], strict=True))
         for parameter in parameters:
             parameter.requires_grad_(False)
         for site, weight in zip(self._sites, self.weights, strict=True):
             gradient = gradients[site.parameter]
             weight.differentiate(None if gradient is None else part_of(gradient, site))
+        for vector, gradient in zip(self.vectors, found[matrices:], strict=True):
+            vector.differentiate(gradient)
 
     def _read(self, start: int) -> tuple[Tensor, Tensor]:
         device = self._stream.compute.device

@@ -23,8 +23,7 @@ from quantriage.formats.gguf_dense import DenseTensors
 from quantriage.formats.gguf_order import row_order
 from quantriage.formats.gguf_outline import as_gguf, half_kind
 from quantriage.formats.gguf_writer import rewrite_gguf
-from quantriage.formats.scaled_weights import ScaledWeights
-from quantriage.formats.weight_source import WeightSource
+from quantriage.formats.weight_source import WeightSource, underneath
 from quantriage.model.site import ModelMap
 from quantriage.numerics.block_tensor import BlockTensor
 from quantriage.numerics.block_types import BLOCK_TYPES
@@ -81,11 +80,12 @@ def export_gguf(
         raise StorageError(f"{directory}: holds the reference itself; choose another place")
     name = f"{directory.absolute().name}.gguf"
     values = checkpoint.weights
-    if isinstance(values, ScaledWeights):
-        checkpoint = dataclasses.replace(checkpoint, weights=values.inner)
+    stored, changed = underneath(values)
+    checkpoint = dataclasses.replace(checkpoint, weights=stored)
     with as_gguf(checkpoint) as weights, new_folder(directory, replace) as folder:
         _refuse(weights, model_map, schemes)
-        tensors = _Tensors(weights, schemes, blocks, _plain(checkpoint, weights, model_map, schemes, values))
+        plain = _plain(checkpoint, weights, model_map, schemes, values, changed)
+        tensors = _Tensors(weights, schemes, blocks, plain)
         default = half_kind(checkpoint) if weights is not checkpoint.weights else "F16"
         rewrite_gguf(weights.source.path, folder / name, tensors, _file_type(model_map, schemes, default))
         digest = file_digest(folder / name)
@@ -98,18 +98,18 @@ def _plain(
     model_map: ModelMap,
     schemes: Mapping[str, Scheme],
     values: WeightSource,
+    changed: frozenset[str],
 ) -> DenseTensors:
-    """What changes and is not planned: all of a folder; else sites above two bytes, and what is rescaled."""
+    """What changes and is not planned: all of a folder; else sites above two bytes, and what views change."""
     planned = {f"{name}.weight" for name in schemes}
     if weights is not checkpoint.weights:
         return DenseTensors(weights, values, [n for n in weights.parts if n not in planned])
     sites = [f"{part.name}.weight" for part in model_map.infos() if part.name not in schemes]
-    rescaled = values.factors.keys() - planned if isinstance(values, ScaledWeights) else ()
 
     def moves(name: str) -> bool:
         return any(weights.source.tensors[part].kind.name not in _TWO_BYTES for part in weights.parts[name])
 
-    return DenseTensors(weights, values, {*filter(moves, sites), *rescaled}, "F16")
+    return DenseTensors(weights, values, {*filter(moves, sites), *(changed - planned)}, "F16")
 
 
 class _Tensors(Mapping[str, tuple[str, bytes]]):

@@ -28,16 +28,17 @@ def export_for(
     directory: Path,
     replace: bool,
 ) -> dict[str, str]:
-    """Write the banked candidates of `schemes` (None: full precision); sha256 by file name.
+    """Write the banked candidates of `schemes` (None: full precision) and vectors; sha256 by file name.
 
     opened: the model as it was rounded, in a scaling of its own or not.
     """
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    model = opened.model.with_tensors(bank.vectors(range(opened.map.blocks)))
     block = opened.map.bank_block
     stored = target_named(target).stored
     if stored == "gguf":
         return export_gguf(
-            opened.checkpoint,
+            model.checkpoint,
             opened.map,
             chosen,
             lambda name: bank.read_blocks(block(name), name, chosen[name]),
@@ -45,7 +46,7 @@ def export_for(
             replace,
         )
     return export(
-        opened.model,
+        model,
         opened.map,
         chosen,
         lambda name: bank.read(block(name), name, chosen[name]),

@@ -1,9 +1,9 @@
-"""Learn codes and scales block by block, first to last, on the calibration text.
+"""Learn codes, scales and vectors (norms, biases) block by block, first to last, on the calibration text.
 
 One backward pass over a few windows says what an error at each block's output costs. Then the reference and
 the quantized model go through the blocks side by side: each block learns on what the quantized ones before it
-really give. The learned candidates stand in a bank of their own beside the run's. Every block is committed; a
-killed run goes on with the next, to the same bytes.
+really give. What is learned stands in a bank of its own beside the run's. Every block is committed; a killed
+run goes on with the next, to the same bytes.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from quantriage.data.token_set import TokenSet
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.learned_rounding import RoundingSettings, learn_block, output_metric
+from quantriage.model.causal import CausalModel
+from quantriage.model.layout import Piece
+from quantriage.numerics.qparams import SCALE_DTYPES
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.ledger import Ledger, require_committed
 from quantriage.records.types import Finding
@@ -24,6 +27,7 @@ from quantriage.stream.block_hessians import sites_by_block
 from quantriage.stream.progress import Progress
 from quantriage.stream.states import StateStore
 from quantriage.stream.stream import BlockGradients, Stream, StreamSettings
+from quantriage.workflows.export import scale_dtype
 from quantriage.workflows.opened import OpenedModel
 from quantriage.workflows.rounding import SPILL
 
@@ -71,12 +75,13 @@ def learn_rounding(
 
         metrics = _metrics(stream(tokens.take(min(_WINDOWS, tokens.sequences))), seed)
         reference = stream(tokens)
+        stored = SCALE_DTYPES[scale_dtype(opened.checkpoint)]
         tables = {f"{n}.weight": partial(bank.values, None, n, s) for n, s in ends.items()}
         quantized = reference.branch(opened.model.with_tensors(tables), stores[1])
         reference.embed()
         quantized.embed()
         for index in range(opened.map.blocks):
-            own = sites.get(index, ())
+            own, vectors = sites.get(index, ()), _vectors(opened.model, index)
             reference.advance(index, reference.load(index))
             if own and _step(index) not in done:
                 found = learn_block(
@@ -86,16 +91,22 @@ def learn_rounding(
                     partial(_states, quantized, reference, index),
                     metrics[index],
                     RoundingSettings(steps),
+                    tuple(vectors),
+                    stored,
                     seed,
                 )
                 weights = {(name, chosen[name]): weight for name, weight in found.quantized.items()}
                 ledger.commit(
                     _step(index),
-                    learned.write(index, weights),
+                    learned.write(index, weights, {vectors[n]: v for n, v in found.vectors.items()}),
                     msgspec.to_builtins(_Learned(found.before, found.after)),
                 )
             values = {s.name: partial(learned.values, index, s.name, chosen[s.name]) for s in own}
-            quantized.advance(index, quantized.load(index, values))
+            block, readers = quantized.load(index, values), learned.vectors([index])
+            with torch.no_grad():
+                for name in vectors if readers else ():
+                    block.get_parameter(name).copy_(readers[vectors[name]]())
+            quantized.advance(index, block)
             progress("learn rounding", index + 1, opened.map.blocks)
         for store in stores:
             store.clear()
@@ -105,6 +116,13 @@ def learn_rounding(
 
 def _states(quantized: Stream, reference: Stream, index: int, start: int) -> tuple[Tensor, Tensor]:
     return quantized.hidden(index, start), reference.hidden(index + 1, start)
+
+
+def _vectors(model: CausalModel, index: int) -> dict[str, str]:
+    """Norms and biases of a block that fill a tensor of the checkpoint each: their names in it, and there."""
+    pieces, template = model.block_pieces(index), model.block_template(index)
+    found = {name: pieces[name] for name, value in template.named_parameters() if value.ndim == 1}
+    return {name: own[0].tensor for name, own in found.items() if own == (Piece(own[0].tensor),)}
 
 
 def _metrics(stream: Stream, seed: int) -> dict[int, Tensor]:

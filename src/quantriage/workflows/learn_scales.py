@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quantriage.evaluate.intervals import mean_interval
-from quantriage.formats.bank import CandidateBank
+from quantriage.formats.bank import CandidateBank, TensorReaders
 from quantriage.methods.learned_scales import LearnSettings, ScaleLearner
 from quantriage.model.site import Site
 from quantriage.numerics.quantized import QuantizedTensor
@@ -52,8 +52,9 @@ def learn_scales(
     def read(site: Site) -> QuantizedTensor:
         return bank.read(site.block, site.name, chosen[site.name])
 
+    vectors = bank.vectors(range(run.opened.map.blocks))
     stream = Stream(
-        run.scaled.model,
+        run.scaled.model.with_tensors(vectors),
         run.opened.map.sites,
         run.tokens.learning,
         run.opened.compute,
@@ -64,11 +65,12 @@ def learn_scales(
     learner = ScaleLearner(stream, sites, read, run.options.seed)
     meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
     settings = LearnSettings(run.options.learn)
-    best, points = train(learner, settings, meter, folder / _STATE, run.progress)
+    best, points = train(learner, settings, meter, vectors, folder / _STATE, run.progress)
     learner.restore(best)
     for block in range(run.opened.map.blocks):
         members = [site for site in sites if site.block == block]
-        learned.write(block, {(s.name, chosen[s.name]): learner.quantized(s) for s in members})
+        same = {name: read() for name, read in bank.vectors([block]).items()}
+        learned.write(block, {(s.name, chosen[s.name]): learner.quantized(s) for s in members}, same)
     stream.states.clear()
     run.ledger.commit(_STEP, "", {"points": msgspec.to_builtins(points)})
     (folder / _STATE).unlink(missing_ok=True)
@@ -86,11 +88,17 @@ def learning_finding(points: tuple[LearningPoint, ...]) -> Finding:
 
 
 def train(
-    learner: ScaleLearner, settings: LearnSettings, meter: Meter, path: Path, progress: Progress
+    learner: ScaleLearner,
+    settings: LearnSettings,
+    meter: Meter,
+    vectors: TensorReaders,
+    path: Path,
+    progress: Progress,
 ) -> tuple[dict[str, Tensor], list[LearningPoint]]:
     """State with the lowest KL on the meter's tokens, and all measurements; step 0 comes first.
 
-    path: a file that holds the state at the last measurement; what it holds is where this goes on.
+    vectors: what is measured with them. path: a file that holds the state at the last measurement; what it
+    holds is where this goes on.
     """
     best: dict[str, Tensor] = {}
     points: list[LearningPoint] = []
@@ -106,7 +114,7 @@ def train(
             progress("learn scales", step, settings.steps)
         if step % every == 0 or step == settings.steps:
             scores = meter.weights(
-                {site.name: partial(_dequantized, learner, site) for site in learner.sites}
+                {site.name: partial(_dequantized, learner, site) for site in learner.sites}, vectors
             )
             training = sum(losses) / len(losses) if losses else None
             point = LearningPoint(step=step, training_kl=training, kl=mean_interval(sequence_kl(scores)))

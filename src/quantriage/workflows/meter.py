@@ -12,7 +12,7 @@ from quantriage.diagnose.fisher import nearest_stored
 from quantriage.evaluate.compare_states import compare_states
 from quantriage.evaluate.reference_states import cached_reference, final_states
 from quantriage.evaluate.token_scores import TokenScores
-from quantriage.formats.bank import CandidateBank
+from quantriage.formats.bank import CandidateBank, TensorReaders
 from quantriage.model.causal import CausalModel
 from quantriage.model.site import ModelMap
 from quantriage.numerics.schemes import Scheme
@@ -60,10 +60,13 @@ class Meter:
         return self._reference["states"]
 
     def mix(self, bank: CandidateBank, schemes: Schemes) -> TokenScores:
-        """Scores of the banked candidates under `schemes`."""
+        """Scores of the banked candidates under `schemes`, with the bank's vectors."""
         chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
         block = self.map.bank_block
-        return self.weights({n: partial(bank.values, block(n), n, s) for n, s in chosen.items()})
+        return self.weights(
+            {n: partial(bank.values, block(n), n, s) for n, s in chosen.items()},
+            bank.vectors(range(self.map.blocks)),
+        )
 
     def nearest(self, schemes: Schemes) -> TokenScores:
         """Scores of plain rounding (RTN, min-max scales) under `schemes`: the baseline of baselines."""
@@ -73,12 +76,12 @@ class Meter:
         nearest = {n: partial(_nearest, get, n, s, n in transposed) for n, s in chosen.items()}
         return self._scores(self.model, nearest)
 
-    def weights(self, weights: SiteWeights) -> TokenScores:
-        """Scores of the reference, as candidates were rounded in it, with some weights replaced.
+    def weights(self, weights: SiteWeights, vectors: TensorReaders | None = None) -> TokenScores:
+        """Scores of the reference, as candidates were rounded in it, with some weights replaced, and vectors.
 
-        Those of embedding and head may be among them.
+        Weights of embedding and head may be among them.
         """
-        return self._scores(self.scaled or self.model, weights)
+        return self._scores((self.scaled or self.model).with_tensors(vectors or {}), weights)
 
     def _scores(self, model: CausalModel, weights: SiteWeights) -> TokenScores:
         reference = self.reference()
