@@ -246,7 +246,7 @@ def _learn(run: _Run, origin: int, number: int) -> _Cost:
     learner = ScaleLearner(stream, sites, read, run.of.seed)
     state = run.of.out / "learning.safetensors"
     state.unlink(missing_ok=True)  # of a killed try, whose time is lost
-    best, _ = train(learner, LearnSettings(run.of.learn), run.meter(run.selection), {}, state, run.progress)
+    best, _ = train(learner, LearnSettings(run.of.learn), run.meter(run.selection), state, run.progress)
     learner.restore(best)
     for block in range(run.opened.map.blocks):
         own = {s.name: ScaledWeight(learner.quantized(s), None) for s in sites if s.block == block}

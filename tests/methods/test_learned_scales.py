@@ -27,7 +27,8 @@ def learner(
         site.name: nearest(_weight(saved, site), Scheme.parse(scheme, "float32")) for site in model_map.sites
     }
     stream = stream_of(model, model_map, TOKENS, spill, state_bytes)
-    found = ScaleLearner(stream, model_map.sites, lambda site: rounded[site.name])
+    vectors = [name for index in range(model_map.blocks) for name in model.block_vectors(index).values()]
+    found = ScaleLearner(stream, model_map.sites, lambda site: rounded[site.name], 0, vectors, torch.float32)
     found.prepare()
     return found, model_map.sites
 
@@ -51,6 +52,12 @@ def test_gradients_are_those_of_the_whole_model(
     for site in sites:
         weight = _dequantized(started[site.name], logs[site.name])
         replaced[f"{site.name}.weight"] = weight.T if site.transposed else weight
+    assert {name.rsplit(".", 1)[1] for name in learning.vectors} <= {"weight", "bias"}
+    assert len(learning.vectors) == {"llama": 2, "gpt2": 8}[name] * saved.open()[1].blocks
+    for vector in learning.vectors:
+        original = saved.whole.get_parameter(vector).detach()
+        logs[vector] = torch.zeros_like(original, requires_grad=True)
+        replaced[vector] = original * logs[vector].exp()
     tokens = TOKENS.tokens[:BATCH]
     with torch.no_grad():
         target = torch.log_softmax(saved.whole(tokens).logits, dim=-1)
@@ -59,8 +66,8 @@ def test_gradients_are_those_of_the_whole_model(
     loss = (target.exp() * (target - found)).sum(dim=-1).mean()
     assert kl == pytest.approx(loss.item(), rel=1e-3)
     gradients = torch.autograd.grad(loss, list(logs.values()))
-    for site_name, expected in zip(logs, gradients, strict=True):
-        first_moment = learning.state[site_name][1]  # a tenth of the gradient after one step
+    for moved, expected in zip(logs, gradients, strict=True):
+        first_moment = learning.state[moved][1]  # a tenth of the gradient after one step
         torch.testing.assert_close(first_moment * 10, expected, rtol=2e-3, atol=1e-6)
 
 
@@ -124,6 +131,10 @@ def test_what_is_given_out_is_the_average_of_the_steps(llama: Saved, tmp_path: P
         logs = sum(0.1 * 0.9 ** (2 - k) * of[site.name] for k, of in enumerate(seen))
         torch.testing.assert_close(learning.quantized(site).scale, before[site.name] * logs.exp())
         assert not torch.equal(learning.quantized(site).scale, before[site.name])
+    for name in learning.vectors:
+        original = llama.whole.get_parameter(name).detach()
+        torch.testing.assert_close(learning.vector(name), original * learning.state[name][3].exp())
+        assert not torch.equal(learning.vector(name), original)
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -1,22 +1,22 @@
-"""Learn scales end to end: codes stay, the scales move until the logits come nearest to the reference's.
+"""Learn scales end to end: codes stay, scales and norms move until the logits are nearest to the reference's.
 
 After rounding, each scale is what the output error of its own layer chose. Here all of them together follow
 the gradient of KL(reference || quantized), so that layers make up for each other and for what whole codes
-left over: the second phase of EfficientQAT (arXiv:2407.11062). Codes and zero points stay, so the file keeps
-its size, layout and kernels.
+left over: the second phase of EfficientQAT (arXiv:2407.11062). Norms and biases follow too. Codes and zero
+points stay, so the file keeps its size, layout and kernels.
 
 A step is one batch: forward through the quantized blocks with the states of every boundary kept, the gradient
-at the logits, and back, one block recomputed at a time. The logarithm of each scale moves by Adam under a
-falling rate. What is given out is an average of the steps: all scales moving together meet a few stiff
-directions that swing about at any useful rate (docs/lab-log.md). Whoever calls judges the scales on other
-text and keeps the best, so learning cannot make them worse there.
+at the logits, and back, one block recomputed at a time. The logarithm of each one's factor moves by Adam
+under a falling rate. What is given out is an average of the steps: all scales moving together meet a few
+stiff directions that swing about at any useful rate (docs/lab-log.md). Whoever calls judges the scales on
+other text and keeps the best, so learning cannot make them worse there.
 
 Memory: one block, its codes and its weight gradients, the state budget, 20 bytes for each scale. Half of the
 state budget keeps quantized blocks between steps; what does not fit is read and dequantized anew.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,18 +52,30 @@ class LearnSettings:
 class ScaleLearner:
     """Scales of `sites` under training. The stream's tokens are the training text, in batches shuffled once.
 
-    read: a site's weight as rounded. After `prepare`, `step` any number of times; `quantized` gives results.
+    read: a site's weight as rounded. vectors: tensors of norms and biases that move too, to be `stored` so.
+    After `prepare`, `step` any number of times; `quantized` and `vector` give results.
     """
 
     _MOMENTUM, _SQUARES, _AVERAGE, _TINY = 0.9, 0.99, 0.9, 1e-12
 
-    def __init__(self, stream: Stream, sites: tuple[Site, ...], read: ReadQuantized, seed: int = 0) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        sites: tuple[Site, ...],
+        read: ReadQuantized,
+        seed: int = 0,
+        vectors: Collection[str] = (),
+        stored: torch.dtype = torch.float16,
+    ) -> None:
         self._stream, self.sites, self._read = stream, sites, read
+        self.vectors, self._stored = vectors, stored
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(stream.batches), generator=generator)
         self._order = [stream.batches[place] for place in order.tolist()]
-        # Of each scale: the logarithm of its factor, Adam's moments of the gradient, the logarithms' average.
-        self.state = {site.name: torch.zeros(4, *read(site).scale.shape) for site in sites}
+        # Of each entry: the logarithm of its factor, Adam's moments of the gradient, the logarithms' average.
+        shapes = {site.name: tuple(read(site).scale.shape) for site in sites}
+        shapes |= {name: stream.model.checkpoint.weights.shape(name) for name in vectors}
+        self.state = {name: torch.zeros(4, *shape) for name, shape in shapes.items()}
         self._kept: dict[int, _Block] = {}
         self._room = stream.states.budget_bytes // 2
 
@@ -86,6 +98,11 @@ class ScaleLearner:
         rounded = self._read(site)
         scale = rounded.scale.float() * self.state[site.name][3].exp()
         return replace(rounded, scale=scale.to(rounded.scale.dtype))
+
+    def vector(self, name: str) -> Tensor:
+        """A norm or bias with its averaged factors, in the dtype in which it is stored."""
+        original = self._stream.model.checkpoint.weights.get(name).float()
+        return (original * self.state[name][3].exp()).to(self._stored)
 
     def step(self, number: int, rate: float) -> float:
         """Step 1, 2, ...: returns the KL of its batch before the step, nats per token."""
@@ -143,6 +160,10 @@ class ScaleLearner:
                 levels = _levels(rounded)
                 of_scale = (part_of(gradient, site).float().reshape(levels.shape) * levels).sum(dim=-1)
                 gradients[site.name] = of_scale * self._factors(site, rounded)
+        for name, (parameter, _) in block.vectors.items():
+            gradient = by_name[parameter]
+            if gradient is not None:
+                gradients[name] = gradient.float() * block.parameters[parameter].detach()
         return below.float()
 
     def _move(self, gradients: dict[str, Tensor], number: int, rate: float) -> None:
@@ -167,11 +188,18 @@ class ScaleLearner:
         rounded = [(site, self._read(site)) for site in self.sites if site.block == index]
         module = self._stream.for_products(self._stream.load(index))
         names = dict.fromkeys(site.parameter for site, _ in rounded)
+        own = {tensor: n for n, tensor in self._stream.model.block_vectors(index).items()}
+        vectors = {
+            tensor: (name, module.get_parameter(name).detach().clone())
+            for tensor, name in own.items()
+            if tensor in self.vectors
+        }
+        names |= dict.fromkeys(name for name, _ in vectors.values())
         parameters = {name: module.get_parameter(name) for name in names}
         module.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        block = _Block(module, rounded, parameters)
+        block = _Block(module, rounded, parameters, vectors)
         self._write(block)
         if block.nbytes <= self._room:
             self._room -= block.nbytes
@@ -183,6 +211,9 @@ class ScaleLearner:
         for site, rounded in block.rounded:
             weight = _levels(rounded) * self._factors(site, rounded).unsqueeze(-1)
             read_site(block.module, site).copy_(weight.view(rounded.shape))
+        for name, (parameter, original) in block.vectors.items():
+            factors = self.state[name][0].exp().to(original.device)
+            block.parameters[parameter].copy_(original * factors)
 
     def _factors(self, site: Site, rounded: QuantizedTensor) -> Tensor:
         """Present scales, float32, in the shape of the stored ones."""
@@ -194,6 +225,7 @@ class _Block:
     module: nn.Module
     rounded: list[tuple[Site, QuantizedTensor]]
     parameters: dict[str, nn.Parameter]
+    vectors: dict[str, tuple[str, Tensor]]  # by tensor: the parameter, and what it was
 
     @property
     def nbytes(self) -> int:

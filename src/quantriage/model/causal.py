@@ -143,6 +143,12 @@ class CausalModel:
         prefix = f"{self.block_path}.{index}."
         return {n.removeprefix(prefix): p for n, p in self._layout.items() if n.startswith(prefix)}
 
+    def block_vectors(self, index: int) -> dict[str, str]:
+        """Norms and biases of block `index` that fill one tensor each: by their name in it, the tensor's."""
+        pieces = self.block_pieces(index)
+        names = [name for name, value in self.block_template(index).named_parameters() if value.ndim == 1]
+        return {n: pieces[n][0].tensor for n in names if pieces[n] == (Piece(pieces[n][0].tensor),)}
+
     def block_template(self, index: int) -> nn.Module:
         """Block `index` without its weights (meta device)."""
         return self._templates[index]

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from quantriage.data.token_set import TokenSet
 from quantriage.formats.bank import CandidateBank
 from quantriage.methods.learned_rounding import RoundingSettings, learn_block, output_metric
-from quantriage.model.causal import CausalModel
-from quantriage.model.layout import Piece
 from quantriage.numerics.qparams import SCALE_DTYPES
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.ledger import Ledger, require_committed
@@ -81,7 +79,7 @@ def learn_rounding(
         reference.embed()
         quantized.embed()
         for index in range(opened.map.blocks):
-            own, vectors = sites.get(index, ()), _vectors(opened.model, index)
+            own, vectors = sites.get(index, ()), opened.model.block_vectors(index)
             reference.advance(index, reference.load(index))
             if own and _step(index) not in done:
                 found = learn_block(
@@ -116,13 +114,6 @@ def learn_rounding(
 
 def _states(quantized: Stream, reference: Stream, index: int, start: int) -> tuple[Tensor, Tensor]:
     return quantized.hidden(index, start), reference.hidden(index + 1, start)
-
-
-def _vectors(model: CausalModel, index: int) -> dict[str, str]:
-    """Norms and biases of a block that fill a tensor of the checkpoint each: their names in it, and there."""
-    pieces, template = model.block_pieces(index), model.block_template(index)
-    found = {name: pieces[name] for name, value in template.named_parameters() if value.ndim == 1}
-    return {name: own[0].tensor for name, own in found.items() if own == (Piece(own[0].tensor),)}
 
 
 def _metrics(stream: Stream, seed: int) -> dict[int, Tensor]:

@@ -1,8 +1,9 @@
 """Learn the scales of the chosen mix on fresh calibration text, judged on the selection text.
 
-The learned candidates go into a bank of their own beside the run's: same codes, other scales. The measurement
-that chose the mix also decides which step's scales are kept, step 0 among them, so the result cannot be worse
-there than what was rounded. The state is written at every measurement; a killed run goes on from the last.
+The learned candidates go into a bank of their own beside the run's: same codes, other scales and norms. The
+measurement that chose the mix also decides which step's are kept, step 0 among them, so the result cannot be
+worse there than what was rounded. The state is written at every measurement; a killed run goes on from the
+last.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quantriage.evaluate.intervals import mean_interval
-from quantriage.formats.bank import CandidateBank, TensorReaders
+from quantriage.formats.bank import CandidateBank
 from quantriage.methods.learned_scales import LearnSettings, ScaleLearner
 from quantriage.model.site import Site
+from quantriage.numerics.qparams import SCALE_DTYPES
 from quantriage.numerics.quantized import QuantizedTensor
 from quantriage.numerics.schemes import Scheme
 from quantriage.records.atomic import write_bytes
@@ -52,9 +54,8 @@ def learn_scales(
     def read(site: Site) -> QuantizedTensor:
         return bank.read(site.block, site.name, chosen[site.name])
 
-    vectors = bank.vectors(range(run.opened.map.blocks))
     stream = Stream(
-        run.scaled.model.with_tensors(vectors),
+        run.scaled.model.with_tensors(bank.vectors(range(run.opened.map.blocks))),
         run.opened.map.sites,
         run.tokens.learning,
         run.opened.compute,
@@ -62,15 +63,17 @@ def learn_scales(
         StreamSettings.for_length(run.tokens.learning.length),
         run.progress,
     )
-    learner = ScaleLearner(stream, sites, read, run.options.seed)
+    blocks = [tuple(stream.model.block_vectors(i).values()) for i in range(run.opened.map.blocks)]
+    vectors = tuple(name for own in blocks for name in own)
+    learner = ScaleLearner(stream, sites, read, run.options.seed, vectors, SCALE_DTYPES[run.scale_dtype])
     meter = run.meter(run.tokens.selection, exactly=False, stage="measure")
     settings = LearnSettings(run.options.learn)
-    best, points = train(learner, settings, meter, vectors, folder / _STATE, run.progress)
+    best, points = train(learner, settings, meter, folder / _STATE, run.progress)
     learner.restore(best)
     for block in range(run.opened.map.blocks):
         members = [site for site in sites if site.block == block]
-        same = {name: read() for name, read in bank.vectors([block]).items()}
-        learned.write(block, {(s.name, chosen[s.name]): learner.quantized(s) for s in members}, same)
+        weights = {(s.name, chosen[s.name]): learner.quantized(s) for s in members}
+        learned.write(block, weights, {name: learner.vector(name) for name in blocks[block]})
     stream.states.clear()
     run.ledger.commit(_STEP, "", {"points": msgspec.to_builtins(points)})
     (folder / _STATE).unlink(missing_ok=True)
@@ -88,17 +91,11 @@ def learning_finding(points: tuple[LearningPoint, ...]) -> Finding:
 
 
 def train(
-    learner: ScaleLearner,
-    settings: LearnSettings,
-    meter: Meter,
-    vectors: TensorReaders,
-    path: Path,
-    progress: Progress,
+    learner: ScaleLearner, settings: LearnSettings, meter: Meter, path: Path, progress: Progress
 ) -> tuple[dict[str, Tensor], list[LearningPoint]]:
     """State with the lowest KL on the meter's tokens, and all measurements; step 0 comes first.
 
-    vectors: what is measured with them. path: a file that holds the state at the last measurement; what it
-    holds is where this goes on.
+    path: a file that holds the state at the last measurement; what it holds is where this goes on.
     """
     best: dict[str, Tensor] = {}
     points: list[LearningPoint] = []
@@ -114,7 +111,8 @@ def train(
             progress("learn scales", step, settings.steps)
         if step % every == 0 or step == settings.steps:
             scores = meter.weights(
-                {site.name: partial(_dequantized, learner, site) for site in learner.sites}, vectors
+                {site.name: partial(_dequantized, learner, site) for site in learner.sites},
+                {name: partial(learner.vector, name) for name in learner.vectors},
             )
             training = sum(losses) / len(losses) if losses else None
             point = LearningPoint(step=step, training_kl=training, kl=mean_interval(sequence_kl(scores)))
