@@ -180,7 +180,7 @@ class RecoverOptions(KeepsRun, EffortOptions):
     )
     mixes: int = option(None, "mixes to measure before refining (3, 4, 6)")
     swaps: int = option(None, "refinement steps on measured KL (4, 6, 12)")
-    learn: int = option(0, "steps of end-to-end learning of scales, of about 2048 tokens each (0: none)")
+    learn: int = option(0, "steps of end-to-end learning of scales and norms, of about 2048 tokens; 0: none")
     exhaustive: bool = option(False, "also measure the true swap KL of every site (slow)")
     replace: bool = option(False, "replace OUT if it exists")
 
