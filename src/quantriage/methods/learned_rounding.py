@@ -73,9 +73,9 @@ def learn_block(
     states: States,
     metric: Tensor,
     settings: RoundingSettings,
-    vectors: Sequence[str] = (),
-    stored: torch.dtype = torch.float32,
-    seed: int = 0,
+    vectors: Sequence[str],
+    stored: torch.dtype,
+    seed: int,
 ) -> LearnedBlock:
     """Block `index` learned on the stream's batches; `rounded` are all of its quantized sites.
 

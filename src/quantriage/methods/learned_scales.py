@@ -188,10 +188,9 @@ class ScaleLearner:
         rounded = [(site, self._read(site)) for site in self.sites if site.block == index]
         module = self._stream.for_products(self._stream.load(index))
         names = dict.fromkeys(site.parameter for site, _ in rounded)
-        own = {tensor: n for n, tensor in self._stream.model.block_vectors(index).items()}
         vectors = {
             tensor: (name, module.get_parameter(name).detach().clone())
-            for tensor, name in own.items()
+            for name, tensor in self._stream.model.block_vectors(index).items()
             if tensor in self.vectors
         }
         names |= dict.fromkeys(name for name, _ in vectors.values())

@@ -102,8 +102,9 @@ def learn_rounding(
             values = {s.name: partial(learned.values, index, s.name, chosen[s.name]) for s in own}
             block, readers = quantized.load(index, values), learned.vectors([index])
             with torch.no_grad():
-                for name in vectors if readers else ():
-                    block.get_parameter(name).copy_(readers[vectors[name]]())
+                for name, tensor in vectors.items():
+                    if tensor in readers:
+                        block.get_parameter(name).copy_(readers[tensor]())
             quantized.advance(index, block)
             progress("learn rounding", index + 1, opened.map.blocks)
         for store in stores:
